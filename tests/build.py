@@ -26,6 +26,7 @@ from thor_policy.core.decisions import (
     Scored,
     Timings,
 )
+from thor_policy.core.enrichment import Enrichment
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Json
 from thor_policy.core.results import Committed
@@ -77,6 +78,18 @@ EXPLAINED = Explanation(
     text="deny\nR3,R1\nNobody deploys on a Friday.",
     generated_tokens=9,
     explain_ms=80.5,
+)
+ENRICHED = Enrichment(
+    why=("low_confidence",),
+    risk="The release breaks for alice.",
+    alternative="allow",
+    alternatives="It is too loose.",
+    rationale="It is a Friday.",
+    quality="the model's confidence was 0.75 (uncalibrated)",
+    model=MODEL,
+    generated_tokens=40,
+    device_ms=900.5,
+    took_ms=1_200.25,
 )
 _numbers = itertools.count(1)
 
@@ -356,8 +369,17 @@ def one_of_each() -> list[Event]:
     ]
 
 
+_RARE_TYPE = schema.rare_condition("decision_type", schema.COMMON["decision_type"])
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0021_bounded_lists": (
+        *(f"DROP INDEX {name}" for name in ("nodes_end", "edges_superseding")),
+        *(f"DROP INDEX decisions_{name}" for name in ("exception", "decision_type")),
+        "CREATE INDEX decisions_exception ON decisions (is_exception) WHERE is_exception = 1",
+        f"CREATE INDEX decisions_decision_type ON decisions (decision_type) WHERE {_RARE_TYPE}",
+    ),
+    "0020_alerts": ("DROP TABLE alerts",),
+    "0019_enrichments": ("DROP TABLE enrichments",),
     "0017_vectors": ("DROP TABLE vectors",),
     "0016_work": (
         *(

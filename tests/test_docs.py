@@ -26,7 +26,8 @@ from thor_policy.testing import load_stub_engine
 #: The names under which blocks are run, each by a test below.
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
-    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work"),
+    *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
+    "proxy",
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -244,6 +245,11 @@ def test_the_example_of_sources_runs_as_written(shell: Shell, config: Config) ->
         shell.run(block, {"ENDPOINT": config.endpoint})
 
 
+def test_the_guide_to_the_proxy_of_mcp_servers_runs_as_written(shell: Shell, config: Config) -> None:
+    for block in blocks_named("proxy"):
+        shell.run(block, {"ENDPOINT": config.endpoint})
+
+
 def test_the_guide_to_approvals_runs_as_written(shell: Shell, config: Config, tcp_endpoint: str) -> None:
     (shell.folder / "docs").symlink_to(ROOT / "docs")
     for block in blocks_named("approvals"):
@@ -270,6 +276,13 @@ def test_the_commands_for_keys_run_as_written(shell: Shell) -> None:
 def test_the_commands_for_the_graph_of_work_run_as_written(shell: Shell, config: Config) -> None:
     with decided(config):
         for block in blocks_named("work"):
+            shell.run(block)
+
+
+def test_the_guide_to_hooks_runs_as_written(tmp_path: Path, config: Config) -> None:
+    variables = variables_of(config) | {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    with open_shell(tmp_path, variables) as shell:
+        for block in blocks_named("hooks"):
             shell.run(block)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from functools import cache
@@ -131,8 +132,9 @@ def test_a_release_that_a_text_tells_to_install_is_the_locked_one() -> None:
 #: Commands that fetch packages, programs or files.
 FETCHES = re.compile(
     r"\bpip3?( +-\S+)* +(install|download|wheel)\b|\buv (pip (install|sync)|tool|sync|run|add)\b"
-    r"|\b(uvx|pipx|easy_install|conda|npm|npx|docker|podman|(cargo|go) install|git (clone|submodule))\b"
+    r"|\b(uvx|pipx|easy_install|conda|npx|docker|podman|(cargo|go) install|git (clone|submodule))\b"
     r"|\b(curl|wget|urlopen|urlretrieve)\b"
+    r"|\bnpm( +-\S+)* +(?!ci\b)[a-z]"  # npm ci takes what its lock file names, by digests
 )
 #: Sources without the network: a folder, or a wheel that was built here. Their packages are installed before.
 LOCAL = re.compile(r"--no-deps .*(--no-index|\. *$|--editable \.)")
@@ -160,6 +162,8 @@ def fetching_commands(text: str) -> list[str]:
 def is_pinned(command: str) -> bool:
     if LOCAL.search(command):
         return "--no-build-isolation" in command or "--no-index" in command
+    if re.match(r"npm ci .*--ignore-scripts\b", command):  # from package-lock.json, which has the hashes
+        return True
     return "--require-hashes" in command and any(option in command for option in BUILT)
 
 
@@ -174,6 +178,12 @@ def documents_and_scripts() -> list[Path]:
         and not skipped.intersection(path.parts)
         and str(path.relative_to(ROOT)) not in EXAMPLES
     )
+
+
+def test_the_lock_file_of_npm_has_a_digest_of_each_package() -> None:
+    packages = json.loads((ROOT / "tests/data/npm/package-lock.json").read_text())["packages"]
+    assert len(packages) > 100
+    assert [name for name, package in packages.items() if name and "integrity" not in package] == []
 
 
 @pytest.mark.parametrize("path", documents_and_scripts(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from tests.build import NOON, by_rule, record, sent
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision
 from thor_policy.journal.events import Event
+from thor_policy.journal.reader import Reader
+from thor_policy.trace.trace_graph import newest
+from thor_policy.trace.work_graph import GraphView, whole
 
 DAY_S = 86_400
 #: When the pulse of the history is taken.
@@ -92,3 +96,39 @@ def history() -> list[Decision | Event]:
 def recorded_history(path: Path) -> Path:
     record(path, *history())
     return path
+
+
+def hostile_graph(path: Path) -> GraphView:
+    """A chain of nodes with the hostile titles, in a new journal."""
+    titled = [node(name, "goal", title=title, session=title, agent=title) for name, title in HOSTILE.items()]
+    links = [
+        link(first, "leads_to", second, rationale=HOSTILE[first], weight=0.5) for first, second in chain()
+    ]
+    record(path, *titled, *links)
+    with Reader(path) as reader:
+        return whole(reader)
+
+
+def chain() -> list[tuple[str, str]]:
+    """The links of `hostile_graph`."""
+    return list(pairwise(HOSTILE))
+
+
+def graph_of_traces(path: Path) -> GraphView:
+    """A decision with an approval, data, an outcome, a precedent and a successor, in a new journal."""
+    made = [by_rule(id=f"decided-{number}", at=NOON + number) for number in range(3)]
+    record(
+        path,
+        *made,
+        sent(records.Approval(decision_id="decided-1", approver="Ines", role="lead")),
+        sent(records.Consultation(decision_id="decided-1", system="crm", entity="tier", value="gold")),
+        sent(records.Outcome(decision_id="decided-1", status="SUCCESS", value=1.0)),
+        link("decided-1", "CITES", "decided-0", similarity=0.9, how="person"),
+        sent(
+            records.TraceState(decision_id="decided-1", status="superseded", by="decided-2", because="newer")
+        ),
+        node("alert", "event"),
+        link("decided-1", "TRIGGERED_BY", "alert"),
+    )
+    with Reader(path) as reader:
+        return newest(reader)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
+from thor_policy.core.enrichment import TRIGGERS
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Role
 
@@ -46,7 +47,7 @@ PACK_GRANT = re.compile(r"(local|(?:user|group|key):[^\s=:]+|(?:uid|gid):[0-9]{1
 SOURCE_OVERRIDE = re.compile(r"([a-z][a-z0-9_]{0,63})\.(path|url|timeout_ms|key)=(.+)")
 #: An entry of `people`: a caller, the name of the person, the roles, and the groups.
 PERSON = re.compile(
-    r"(user|uid|key):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
+    r"(user|uid|key|token|cert):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
     r"(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*))?)?"
 )
 #: In `packs_for`: any resident pack.
@@ -150,8 +151,9 @@ class Config:
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
         "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, push, "
-        "approve, review, test and control. A caller has the roles of all entries that match. Root and the "
-        "daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "approve, review, test, control and relay (sends requests of others, as `thorpolicy gateway` does, "
+        "each with at most its own other roles). A caller has the roles of all entries that match. Root and "
+        "the daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
     )
     count_from: tuple[str, ...] = _setting(
         ("review", OWN),
@@ -169,10 +171,10 @@ class Config:
     people: tuple[str, ...] = _setting(
         (),
         "Who a caller is when it approves, as WHO=NAME;ROLE+ROLE;GROUP+GROUP. WHO is user:NAME, "
-        "uid:NUMBER or key:NAME for a CURVE key. NAME is what questions call the person, such as kim. The "
-        "roles and groups "
-        "are those that the packs' approvals name; recorder may record consents that were given elsewhere. "
-        "Callers of one NAME are one person.",
+        "uid:NUMBER, key:NAME for a CURVE key, token:NAME or cert:NAME for a bearer token or a certificate "
+        "whose requests a caller with the role relay sends. NAME is what questions call the person, such as "
+        "kim. The roles and groups are those that the packs' approvals name; recorder may record consents "
+        "that were given elsewhere. Callers of one NAME are one person.",
     )
     max_approvals: int = _setting(
         10_000, "Requests for approvals that may be open at once.", least=1, most=1_000_000
@@ -311,6 +313,45 @@ class Config:
         3_600.0, "Seconds for which a cached score may be used again.", least=0, most=31_536_000
     )
 
+    enrichment: str = _setting(
+        "never",
+        "Which decisions the model writes about on idle time: never, hybrid (those with a trigger of "
+        "enrich_on, and those whose caller wants it) or always. It needs the memory of one stream.",
+        choices=("never", "hybrid", "always"),
+    )
+    enrich_on: tuple[str, ...] = _setting(
+        TRIGGERS,
+        "What makes a decision one to enrich: exception, approval and synthesis (its type), low_confidence, "
+        "disagreement (of the rules that matched and the model).",
+    )
+    enrichments_per_day: int = _setting(
+        200,
+        "Enrichments that may begin in a day, 24 hours of the machine's own clock. 0: none.",
+        least=0,
+        most=10_000_000,
+    )
+    enrichment_day_s: float = _setting(
+        3_600.0, "Seconds of the device that enrichment may use in a day. 0: none.", least=0, most=86_400
+    )
+    enrichment_timeout_s: float = _setting(
+        60.0,
+        "Seconds that one enrichment may take from its beginning, decisions in between included.",
+        least=0.1,
+        most=86_400,
+    )
+    enrichment_quiet_ms: int = _setting(
+        250,
+        "Milliseconds without a decision before enrichment begins or goes on.",
+        least=0,
+        most=3_600_000,
+    )
+    max_enrichments: int = _setting(
+        256,
+        "Decisions that may wait to be enriched. Above this limit a decision is not.",
+        least=1,
+        most=100_000,
+    )
+
     drift_every_s: float = _setting(
         900.0,
         "Seconds between two replays of the pack's examples by an idle daemon. Each score is compared "
@@ -323,6 +364,36 @@ class Config:
         "Largest change of a logit of a replayed example that does not count as drift.",
         least=0,
         most=100,
+    )
+
+    alert_success_below: float = _setting(
+        0.5,
+        "Share of successful outcomes below which there is an alert of an agent or a model, if even the "
+        "upper end of the 95 % interval is below. 0: no such alert.",
+        least=0,
+        most=1,
+    )
+    alert_sample: int = _setting(
+        30,
+        "Least number of outcomes for an alert of a success rate, and of decisions for one of the volume.",
+        least=1,
+        most=1_000_000,
+    )
+    alert_window: int = _setting(
+        200, "Newest outcomes of each agent and model that count for its alert.", least=1, most=100_000
+    )
+    alert_volume_sigma: float = _setting(
+        6.0,
+        "Deviations from the usual number of decisions in alert_bucket_s from which there is an alert. 0: no "
+        "such alert.",
+        least=0,
+        most=1_000,
+    )
+    alert_bucket_s: float = _setting(
+        300.0,
+        "Seconds whose number of decisions is compared with those before; the last 48 make up what is usual.",
+        least=1,
+        most=86_400,
     )
 
     deadline_ms: int = _setting(
@@ -492,6 +563,20 @@ class Config:
         most=10_000,
     )
 
+    pattern_cases: int = _setting(
+        15,
+        "Least number of similar corrections or exceptions for which `thorpolicy patterns` proposes a rule.",
+        least=3,
+        most=10_000,
+    )
+
+    mcp_subject: str = _setting(
+        "",
+        "Id of the subject that `thorpolicy mcp proxy` asks about, such as the person whose agent it is. If "
+        "empty: the name of the user that runs it.",
+        metavar="ID",
+    )
+
     embeddings_per_s: int = _setting(
         0,
         "Situations of past decisions that the daemon embeds each second while nothing else waits, so that "
@@ -548,8 +633,8 @@ class Config:
             if person is None or (person[1] == "uid" and not re.fullmatch("[0-9]{1,10}", person[2])):
                 raise ConfigError(
                     f"people holds {entry!r}; it must look like user:NAME=kim;manager+recorder;finance, with "
-                    "uid:NUMBER or key:NAME in place of user:NAME, roles after the first ; and groups after "
-                    "the second"
+                    "uid:NUMBER, key:NAME, token:NAME or cert:NAME in place of user:NAME, roles after the "
+                    "first ; and groups after the second"
                 )
         for entry in self.sources:
             if SOURCE_OVERRIDE.fullmatch(entry) is None:
@@ -557,6 +642,8 @@ class Config:
                     f"sources holds {entry.partition('=')[0]!r}; it must look like NAME.path=FILE, "
                     "NAME.url=URL, NAME.timeout_ms=NUMBER or NAME.key=PLACE"
                 )
+        if unknown := [entry for entry in self.enrich_on if entry not in TRIGGERS]:
+            raise ConfigError(f"enrich_on holds {unknown[0]!r}; it must hold some of {', '.join(TRIGGERS)}")
         for entry in self.packs_for:
             if PACK_GRANT.fullmatch(entry) is None:
                 raise ConfigError(

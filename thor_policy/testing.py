@@ -55,17 +55,19 @@ STUB_CONTEXT_CHARS = 4_096
 class StubEngine:
     """An engine that derives the label from a digest of the question: deterministic and instant.
 
-    `bias` makes it answer that label, with probability 0.9, whenever the pack has it. An adapter changes the
-    digest. A prefix is loaded in `LOADING_STEPS` steps.
+    `bias` makes it answer that label, with probability 0.9, whenever the pack has it. It writes `writes`
+    wherever a text is free. An adapter changes the digest. A prefix is loaded in `LOADING_STEPS` steps.
     """
 
     LOADING_STEPS = 3
 
-    def __init__(self, *, bias: str | None = None) -> None:
+    def __init__(self, *, bias: str | None = None, writes: str = "") -> None:
         self._bias = bias
+        self._writes = writes
         self._prefixes: dict[str, PromptPrefix] = {}
         self._adapters: set[str] = set()
         self._running: deque[tuple[int, ExplanationWriter, int, int]] = deque()
+        self._idle: tuple[int, ExplanationWriter, int, int] | None = None
         self.closed = False
         #: The model that it reports; a test may replace it to simulate another model.
         self.identity = ModelInfo(
@@ -142,41 +144,69 @@ class StubEngine:
     def explain(
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
-        writer = ExplanationWriter(
-            steps,
-            tokenise=lambda text: [ord(c) for c in text],
-            text_of=_text_of,
-            ends=lambda token: token == 0,
-        )
-        writer.begin()
-        self._running.append((ticket, writer, deadline_ns, time.monotonic_ns()))
+        self._running.append(_begun(ticket, steps, deadline_ns))
 
     def step(self) -> list[WrittenExplanation]:
         ended = []
-        for ticket, writer, deadline_ns, started_ns in list(self._running):
-            late = time.monotonic_ns() >= deadline_ns
-            if not writer.done and not late:
-                allowed = writer.allowed()
-                writer.take(min(allowed) if allowed is not None else ord("\n"))
-            if writer.done or late:
-                self._running.remove((ticket, writer, deadline_ns, started_ns))
-                ended.append(
-                    WrittenExplanation(
-                        ticket=ticket,
-                        values=writer.values,
-                        text=writer.text,
-                        truncated=not writer.done,
-                        generated_tokens=writer.generated_tokens,
-                        explain_ms=(time.monotonic_ns() - started_ns) / 1e6,
-                    )
-                )
+        for run in list(self._running):
+            if (written := _advanced(run, self._writes)) is not None:
+                self._running.remove(run)
+                ended.append(written)
         return ended
+
+    def enrich(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        self._idle = _begun(ticket, steps, deadline_ns)
+
+    def enrich_step(self) -> WrittenExplanation | None:
+        if self._idle is None:
+            return None
+        written = _advanced(self._idle, self._writes)
+        if written is not None:
+            self._idle = None
+        return written
 
     def give_up(self) -> None:
         self._running.clear()
+        self._idle = None
 
     def close(self) -> None:
         self.closed = True
+
+
+def _begun(ticket: int, steps: tuple[Step, ...], deadline_ns: int) -> tuple[int, ExplanationWriter, int, int]:
+    """A text that the stub writes."""
+    writer = ExplanationWriter(
+        steps,
+        tokenise=lambda text: [ord(c) for c in text],
+        text_of=_text_of,
+        ends=lambda token: token == 0,
+    )
+    writer.begin()
+    return ticket, writer, deadline_ns, time.monotonic_ns()
+
+
+def _advanced(run: tuple[int, ExplanationWriter, int, int], text: str) -> WrittenExplanation | None:
+    """The whole text, when it has ended: each call makes a choice or writes one free `text`."""
+    ticket, writer, deadline_ns, started_ns = run
+    late = time.monotonic_ns() >= deadline_ns
+    if not writer.done and not late:
+        allowed = writer.allowed()
+        values = len(writer.values)
+        for token in map(ord, f"{text}\n") if allowed is None else [min(allowed)]:
+            if allowed is not None or len(writer.values) == values:  # a text ends at its limit
+                writer.take(token)
+    if not writer.done and not late:
+        return None
+    return WrittenExplanation(
+        ticket=ticket,
+        values=writer.values,
+        text=writer.text,
+        truncated=not writer.done,
+        generated_tokens=writer.generated_tokens,
+        explain_ms=(time.monotonic_ns() - started_ns) / 1e6,
+    )
 
 
 class StubEmbedder:

@@ -16,6 +16,7 @@ from thor_policy.cli.main import cli
 from thor_policy.config import Config
 from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.verification.verify import verify
 from thor_policy.testing import load_stub_engine
 
 Run = Callable[..., Any]
@@ -90,15 +91,13 @@ def test_a_newer_node_takes_the_place_of_an_older_one(
         assert (newer["type"], newer["title"], newer["confidence"]) == ("goal", "Be fast", 60)
         done = graph("supersede", "docs", "--by", made["id"])
         assert done.output == f"docs is superseded by {made['id']}\n"
+    assert verify(config.journal_path).ok
 
 
-def test_a_refused_replacement_names_the_command_that_tries_again(
-    config: Config, graph: Callable[..., Result]
-) -> None:
+def test_a_replacement_that_closes_a_cycle_is_refused(config: Config, graph: Callable[..., Result]) -> None:
     recorded_history(config.journal_path)
     cycle = graph("supersede", "again", "--by", "old")
     assert (cycle.exit_code, "would close a cycle of supersedes" in cycle.output) == (4, True)
-    assert "thorpolicy graph supersede again --by old" in cycle.output
 
 
 @pytest.mark.parametrize(

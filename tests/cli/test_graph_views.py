@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import networkx as nx
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.work import recorded_history
+from tests.work import TRACE, recorded_history
 from thor_policy.cli.main import cli
 from thor_policy.config import Config
 
@@ -73,7 +74,11 @@ def test_a_context_is_counted_by_the_tokenizer_of_the_model(config: Config) -> N
         ("graphml", "<graphml "),
         ("csv", ":ID,:LABEL,"),
         ("csv-edges", ":START_ID,:END_ID,:TYPE,"),
-        ("json", '{\n  "items": ['),
+        ("cypher", "CREATE CONSTRAINT "),
+        ("prov-json", "{"),
+        ("jsonld", '{\n  "@context": {'),
+        ("html", "<!doctype html>\n"),
+        ("json", '{\n  "format": "thor-policy graph 1",'),
     ],
 )
 def test_the_graph_is_exported_whole_or_around_a_node(
@@ -89,3 +94,22 @@ def test_the_graph_is_exported_whole_or_around_a_node(
 def test_an_export_around_a_node_has_what_is_near(graph: Callable[..., Result]) -> None:
     near = nx.parse_graphml(graph("export", "--format", "graphml", "--around", "ship", "--depth", "1").stdout)
     assert set(near) == {"ship", "fast-path", "slow-path"}
+
+
+def test_the_graph_of_traces_is_exported_around_a_decision(graph: Callable[..., Result]) -> None:
+    text = graph("export", "--of", "traces", "--format", "graphml").stdout
+    types = {data["type"] for _, data in nx.parse_graphml(text).nodes(data=True)}
+    assert {"decision", "actor", "policy_version", "entity"} <= types
+    near = graph("export", "--of", "traces", "--around", TRACE, "--depth", "0", "--format", "json").stdout
+    assert [item["id"] for item in json.loads(near)["items"]] == [TRACE]
+
+
+def test_an_export_goes_to_a_new_file(config: Config, graph: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "graph.html"
+    done = graph("export", "--format", "html", "--output", str(file))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    where = ["--state-dir", str(config.state_dir)]
+    again = CliRunner().invoke(cli, ["graph", "export", "--output", str(file), *where])
+    assert (again.exit_code, "exists; give the name of a new file" in again.output) == (2, True)

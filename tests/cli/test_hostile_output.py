@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import ASKED, EXPLAINED, about, by_model, sent, write_rules_only_pack
+from tests.build import ASKED, ENRICHED, EXPLAINED, NOON, about, by_model, sent, write_rules_only_pack
 from thor_policy.cli import render
 from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
@@ -31,6 +31,7 @@ from thor_policy.daemon.service import serving
 from thor_policy.journal import events
 from thor_policy.journal.writer import Journal
 from thor_policy.testing import load_stub_engine
+from thor_policy.trace.formats import FORMATS
 
 #: Begins a line if a line end in the data is printed as one.
 FORGED = "FORGED"
@@ -123,6 +124,11 @@ def hostile_journal(config: Config) -> Config:
         journal.commit(events.decision_event(decision)).result()
         journal.commit(sent(goal, record_id="01900000-goal")).result()
         journal.commit(sent(leads)).result()
+        texts = replace(ENRICHED, risk=HOSTILE, alternatives=HOSTILE, rationale=HOSTILE, alternative=HOSTILE)
+        journal.commit(events.enrichment_event(decision.id, texts, NOON)).result()
+        figures = {"value": 0.1, "low": 0.0, "high": 0.2, "sample": 50, "threshold": 0.5}
+        named = {"kind": "success_rate", "state": "raised", "of": "agent", "name": HOSTILE}
+        journal.commit(events.alert_event("01900000-alert", **named, figures=figures, at=NOON)).result()  # type: ignore[arg-type]
         held = replace(decision.floor, traits=Traits(type=HOSTILE, required=("outcome",)))
         journal.commit(events.decision_event(replace(decision, id="018f-00000008", floor=held))).result()
     reported = records.DecisionReport(
@@ -210,7 +216,10 @@ READ = [
     ["graph", "pulse"],
     ["graph", "pulse", "--json"],
     ["graph", "context", "--session", HOSTILE],
-    *(["graph", "export", "--format", name] for name in ("mermaid", "dot", "graphml", "csv-edges", "json")),
+    *(["graph", "export", "--format", name] for name in FORMATS if name != "html"),
+    *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
+    ["alerts", "--raised"],
+    ["alerts", "--limit", HOSTILE],
     ["similar", "018f-00000007"],
     ["similar", HOSTILE, "--why"],
     ["similar", HOSTILE, "--pack", HOSTILE, "--json"],
@@ -268,6 +277,10 @@ READ = [
     ["approvals", "approve", HOSTILE, "--consent-of", HOSTILE, "--channel", HOSTILE],
     ["approvals", "deny", HOSTILE, "--comment", HOSTILE],
     ["approvals", "cancel", HOSTILE, "--reason", HOSTILE],
+    ["hook", "report"],
+    ["hook", "status", "--agent", "claude", "--file", HOSTILE],
+    ["hook", "install", "--agent", "claude", "--file", HOSTILE, "--agent-version", "2.1.300", "--dry-run"],
+    ["hook", "uninstall", "--agent", "claude", "--file", HOSTILE],
     ["status"],
     ["doctor"],
     ["test", HOSTILE],
@@ -296,6 +309,9 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "bench",
         "completion",
         "sources",
+        "gateway",
+        "tokens",
+        "mcp",  # tests/mcp/test_proxy.py
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

@@ -131,7 +131,10 @@ def open_engine_thread(pack: Pack) -> Iterator[Open]:
     ) -> Any:
         log, results = Log(), queue.SimpleQueue[Any]()
         collect = on_outcome or (lambda ticket, result: results.put((ticket, result)))
-        engine_thread = Assessing(lambda: Policy(engine or StubEngine(), pack, **options), log, collect, idle)
+        works = () if idle is None else (idle,)
+        engine_thread = Assessing(
+            lambda: Policy(engine or StubEngine(), pack, **options), log, collect, works
+        )
         engine_thread.start()
         opened.append(engine_thread)
         return engine_thread, log, results
@@ -386,3 +389,26 @@ class TestShadow:
             return policy.counters["shadows_dropped"]
 
         assert result(engine_thread.do(count)) == 2
+
+
+class Woken:
+    """Idle work that is due only once it was woken."""
+
+    def __init__(self) -> None:
+        self.due, self.done = False, threading.Event()
+
+    def wait_s(self, now_ns: int) -> float | None:
+        return 0.0 if self.due else None
+
+    def turn(self, policy: Policy, now_ns: int, at: float) -> None:
+        self.due = False
+        self.done.set()
+
+
+class TestIdleWork:
+    def test_begins_when_it_is_woken_while_nothing_is_decided(self, open_engine_thread: Open) -> None:
+        work = Woken()
+        engine_thread, _, _ = open_engine_thread(idle=work)
+        work.due = True
+        engine_thread.wake()
+        assert work.done.wait(PATIENCE_S)

@@ -105,6 +105,7 @@ def engine(request: pytest.FixtureRequest, threads: int) -> Iterator[Engine]:
             context_tokens=1024,
             packs=3,
             explanations=3,
+            enriches=True,
             threads=threads,
         )
     opened.load(prefix_of())
@@ -184,6 +185,41 @@ class TestContract:
         assert engine.explaining == 0
         engine.explain(9, "p", engine.score("p", QUESTIONS[0], NEVER), STEPS, NEVER)
         assert [explanation.ticket for explanation in finish(engine)] == [9]
+
+    def test_a_text_of_idle_time_changes_no_bit_of_a_score_and_waits_for_no_explanation(
+        self, engine: Engine
+    ) -> None:
+        alone = [engine.score("p", question, NEVER) for question in QUESTIONS[:4]]
+        for ticket in range(4):  # one more than there are streams for explanations
+            engine.explain(ticket, "p", engine.score("p", QUESTIONS[ticket], NEVER), STEPS, NEVER)
+        engine.enrich(-1, "p", alone[0], STEPS, NEVER)
+        written, number = None, 0
+        while written is None:
+            written = engine.enrich_step()
+            if number % 8 == 0:
+                other = number // 8 % 4
+                assert_same(engine, engine.score("p", QUESTIONS[other], NEVER), alone[other])
+            number += 1
+        assert (written.ticket, written.truncated) == (-1, False)
+        assert written.text.startswith("deny\nclass: ")
+        assert set(written.values) == {"classification", "clauses", "reasoning"}
+        assert engine.explaining == 4
+        engine.give_up()
+
+    def test_a_text_of_idle_time_ends_at_its_deadline_and_with_give_up(self, engine: Engine) -> None:
+        scored = engine.score("p", QUESTIONS[0], NEVER)
+        engine.enrich(-1, "p", scored, STEPS, time.monotonic_ns())
+        written = engine.enrich_step()
+        assert written is not None
+        assert written.truncated
+        assert engine.enrich_step() is None
+        engine.enrich(-2, "p", scored, STEPS, NEVER)
+        engine.give_up()
+        assert engine.enrich_step() is None
+        engine.enrich(-3, "p", scored, STEPS, NEVER)
+        while (written := engine.enrich_step()) is None:
+            pass
+        assert written.ticket == -3
 
     def test_a_passed_deadline_raises_deadline_exceeded(self, engine: Engine) -> None:
         with pytest.raises(DeadlineExceeded, match="deadline"):

@@ -546,6 +546,34 @@ def test_an_explanation_is_truncated_at_its_deadline_if_the_server_hangs(
     assert written.text == "deny\nclass:"
 
 
+def test_a_step_of_a_text_of_idle_time_sends_one_model_request_and_moves_no_explanation(
+    server: TinyServer, open_remote: OpenRemote
+) -> None:
+    engine = open_remote(server.url)
+    scored = engine.score("p", QUESTIONS[0], NEVER)
+    engine.explain(1, "p", scored, STEPS, NEVER)
+    engine.enrich(-1, "p", scored, STEPS, NEVER)
+    longest, written = 0, None
+    while written is None:
+        before = server.count("/completion")
+        written = engine.enrich_step()
+        longest = max(longest, server.count("/completion") - before)
+    assert (written.ticket, written.truncated, longest, engine.explaining) == (-1, False, 1, 1)
+    assert engine.enrich_step() is None
+
+
+def test_a_text_of_idle_time_is_truncated_at_its_deadline_if_the_server_hangs(
+    server: TinyServer, open_remote: OpenRemote
+) -> None:
+    engine = open_remote(server.url)
+    scored = engine.score("p", QUESTIONS[0], NEVER)
+    server.faults["/completion"] = server.hang
+    engine.enrich(-1, "p", scored, STEPS, time.monotonic_ns() + 200_000_000)
+    while (written := engine.enrich_step()) is None:
+        pass
+    assert written.truncated
+
+
 # ---------------------------------------------------------------- key and settings
 
 

@@ -125,6 +125,35 @@ def test_a_cycle_of_supersedes_is_refused_whatever_its_length(journal: Journal) 
     assert keep(journal, edge(goals[0], "supersedes", goals[3])).error is None  # a shortcut is no cycle
 
 
+def test_a_node_and_the_link_to_what_it_supersedes_are_recorded_together(
+    path: Path, journal: Journal
+) -> None:
+    older = node(journal, "goal")
+    newer = node(journal, "goal", supersedes=older, rationale="clearer")
+    links = rows(path, "SELECT source, target, rationale FROM edges WHERE type = 'supersedes'")
+    assert links == [(newer, older, "clearer")]
+    assert verify(path).ok
+
+
+@pytest.mark.parametrize(("type_", "target"), [("option", "the goal"), ("goal", "nobody")])
+def test_a_node_is_refused_with_the_link_that_is_refused(
+    path: Path, journal: Journal, type_: str, target: str
+) -> None:
+    target = node(journal, "goal") if target == "the goal" else target
+    lone, refused = (
+        sent(records.Node(type="goal", title="t")),
+        sent(records.Node(type=type_, title="t", supersedes=target)),  # type: ignore[arg-type]
+    )
+    fates = journal.commit_all(
+        [refused, lone, edge(refused.subject_id, "leads_to", lone.subject_id)]
+    ).result()
+    assert [fate.error for fate in fates][1:] == [None, "not_found"]
+    assert fates[0].error == ("bad_request" if type_ == "option" else "not_found")
+    kept = [id for (id,) in rows(path, "SELECT id FROM nodes")]
+    assert lone.subject_id in kept
+    assert refused.subject_id not in kept
+
+
 def test_supersedes_cannot_lead_to_a_recorded_decision(journal: Journal) -> None:
     (decision,) = decided(journal)
     planned = node(journal, "decision")

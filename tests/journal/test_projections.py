@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from tests.build import (
     ASKED,
     CALLER,
+    ENRICHED,
     EXPLAINED,
     MODEL,
     NOON,
@@ -57,10 +58,12 @@ from thor_policy.core.decisions import (
 from thor_policy.core.requests import Action, Annotations, Caller, Entity, Evaluation, Json, Risk
 from thor_policy.journal import events, projections, schema
 from thor_policy.journal.events import Event
+from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.projections import AT, DECISION_COLUMNS, GROUP_OF, GROUPS, TABLES
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import Journal
+from thor_policy.telemetry import clocks
 
 TIME = "2026-07-01T12:00:00.000000Z"
 
@@ -1057,6 +1060,10 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
         *what_judges(),
         drifted,
         promoted,
+        events.enrichment_event(several[2].subject_id, ENRICHED, NOON),
+        events.alert_event(
+            "alert-1", kind="volume", state="raised", of=None, name=None, figures={"value": 9.5}, at=NOON
+        ),
         checkpoints=signing(path),
     )
     denied, _ = lift(path)
@@ -1099,3 +1106,35 @@ def test_a_second_decision_with_the_same_id_is_refused(path: Path) -> None:
         assert fates.wait(1)[0].error is None
     assert decision_row(path, "d1")["decision"] == "buy"
     assert verify(path).ok
+
+
+def test_an_enrichment_is_a_row_of_its_own_and_changes_nothing_of_its_decision(path: Path) -> None:
+    decision = by_model()
+    record(path, decision)
+    before = rows(path, "SELECT * FROM decisions")
+    record(path, events.enrichment_event(decision.id, ENRICHED, NOON + 9))
+    assert rows(path, "SELECT * FROM decisions") == before
+    (row,) = rows(path, "SELECT why, risk, alternative, model_sha256, device_ms FROM enrichments")
+    assert row == ('["low_confidence"]', "The release breaks for alice.", "allow", MODEL.sha256, 900.5)
+
+
+def test_erasing_an_actor_erases_the_texts_of_its_enrichments(path: Path) -> None:
+    decision = by_model()
+    record(path, decision, events.enrichment_event(decision.id, ENRICHED, NOON))
+    with Journal(path) as journal:
+        assert erase(journal, "user:alice").left == ()
+    (row,) = rows(path, "SELECT risk, alternatives, rationale, alternative, quality FROM enrichments")
+    assert row == (None, None, None, "allow", ENRICHED.quality)
+    assert verify(path).ok
+
+
+def test_enrichments_of_the_last_hours_count_with_their_time_of_the_device(path: Path) -> None:
+    decision = by_model()
+    record(path, decision, events.enrichment_event(decision.id, ENRICHED, NOON))
+    with Reader(path) as reader:
+        ((at_ns, spent_ns),) = reader.enrichments_within(3_600, clocks.now())
+        assert (0 < at_ns <= clocks.boot_ns(), spent_ns) == (True, 900_500_000)
+        other = clocks.Instant("another boot", 7)
+        assert reader.enrichments_within(3_600, other) == [(7, 900_500_000)]
+        later = clocks.Instant(clocks.boot_id(), clocks.boot_ns() + 3_601 * 10**9)
+        assert reader.enrichments_within(3_600, later) == []

@@ -154,6 +154,7 @@ def test_a_trace_has_the_decision_and_all_records_about_it(library: Path, reader
         "shadows": [],
         "counterfactuals": [],
         "trace_states": [],
+        "enrichments": [],
     }
     assert trace["consultations"][0]["answer"] == {"tier": "gold"}
     event = trace["event"]

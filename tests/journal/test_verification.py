@@ -18,6 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.build import (
+    ENRICHED,
     EXPLAINED,
     MODEL,
     NOON,
@@ -52,7 +53,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 71
+EVENTS = 73
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -89,7 +90,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     supplied = sent(records.Supplement(decision_id=held.id, values={"reasoning": "So."}))
     ended = sent(records.Outcome(decision_id=held.id, status="SUCCESS"))
     doubted = sent(records.TraceState(decision_id=last.id, status="under_review", because="why?"))
-    more = [held, supplied, ended, doubted]
+    enriched = events.enrichment_event(held.id, ENRICHED, NOON)
+    figures = {"value": 0.1, "low": 0.0, "high": 0.2, "sample": 50, "threshold": 0.5}
+    named = {"kind": "success_rate", "state": "raised", "of": "agent", "name": "trader"}
+    alert = events.alert_event("alert-1", **named, figures=figures, at=NOON)  # type: ignore[arg-type]
+    more = [held, supplied, ended, doubted, enriched, alert]
     record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (

@@ -159,7 +159,8 @@ def test_each_query_reads_an_index_and_no_whole_table(path: Path) -> None:
         ({"session": "s1"}, "nodes_session"),
         ({"agent": "coder"}, "nodes_agent"),
         ({"status": "abandoned"}, "nodes_ended"),
-        ({"status": "superseded"}, "edges_supersedes"),
+        ({"status": "superseded"}, "edges_superseding"),
+        ({"status": "superseded", "session": "s1"}, "nodes_session"),
         ({"since": "2026-07-02T00:00:00Z"}, "nodes_timestamp"),
     ],
     ids=lambda value: str(value),
@@ -176,6 +177,63 @@ def test_each_filter_of_a_list_reads_its_index(
 
         monkeypatch.setattr(work_queries, "rows", noting)
         work_queries.nodes(reader, **filters)
-        ((sql, values),) = statements
-        plan = " ".join(row[3] for row in beside.execute(f"EXPLAIN QUERY PLAN {sql}", values))
-    assert index in plan
+        plans = [
+            [row[3] for row in beside.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+            for sql, values in statements
+        ]
+    assert any(index in step for plan in plans for step in plan)
+    assert not [step for plan in plans for step in plan if step in ("SCAN n", "SCAN nodes", "SCAN edges")]
+    # of superseded nodes no more than a page is sorted, but for those of a session
+    sorts = [plan for plan in plans if "USE TEMP B-TREE FOR ORDER BY" in plan]
+    assert len(sorts) == (1 if len(filters) == 2 else 0)
+
+
+def test_superseded_nodes_are_listed_by_when_they_were_superseded(tmp_path: Path) -> None:
+    record(
+        tmp_path / "j.db",
+        *(node(name, "goal", session="s") for name in ("first", "second", "stated", "newer")),
+        node("says-so", "goal", status="superseded", session="s"),
+        link("newer", "supersedes", "second"),
+        link("newer", "supersedes", "first"),
+        node("newest", "goal"),
+        link("newest", "supersedes", "second"),
+        node("option", "option", status="superseded"),
+    )
+    with Reader(tmp_path / "j.db") as reader:
+
+        def listed(**filters: Any) -> list[str]:
+            return ids(work_queries.nodes(reader, status="superseded", **filters))
+
+        assert listed() == ["option", "second", "first", "says-so"]
+        assert listed(limit=2) == ["option", "second"]
+        assert listed(type="goal") == listed(session="s") == ["second", "first", "says-so"]
+        assert listed(type="option") == ["option"]
+
+
+def test_a_node_is_found_by_its_end_in_an_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    with Reader(path) as reader, closing(open_read_only(path)) as beside:
+        rows = work_queries.rows
+
+        def noting(connection: Connection, sql: str, values: Any) -> list[dict[str, Any]]:
+            plans.append([row[3] for row in beside.execute(f"EXPLAIN QUERY PLAN {sql}", values)])
+            return rows(connection, sql, values)
+
+        monkeypatch.setattr(work_queries, "rows", noting)
+        assert work_queries.resolve(reader, "utline-2") == "outline-2"
+    assert plans == [["SEARCH nodes USING INDEX nodes_end (<expr>=?)"]]
+
+
+def test_a_walk_reads_the_first_links_of_each_item(tmp_path: Path) -> None:
+    record(
+        tmp_path / "j.db",
+        *(node(name, "goal") for name in "abcd"),
+        *(link("a", "leads_to", name) for name in "dcb"),
+        link("a", "blocks", "b"),
+        link("b", "requires", "c"),
+    )
+    with Reader(tmp_path / "j.db") as reader, reader.snapshot() as connection:
+        two = work_queries.first_links(connection, ["a", "b", "nobody"], ("leads_to", "requires"), 2)
+        assert two == {"a": [("leads_to", "d"), ("leads_to", "c")], "b": [("requires", "c")], "nobody": []}
+        known = work_queries.parts(connection, ["a", "nobody"])
+    assert [(part.id, part.type, part.status) for part in known.values()] == [("a", "goal", "active")]

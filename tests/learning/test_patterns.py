@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import NOON, by_model, erasing, record, sent
-from tests.tasks import lift
+from tests.tasks import KIM, LEE, lift, liftable, requested
+from tests.tasks import given as approved
 from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision
+from thor_policy.core.lifting import Use
 from thor_policy.core.requests import Action, Entity, Evaluation, Json
 from thor_policy.journal.reader import Reader
 from thor_policy.learning import patterns
@@ -174,7 +176,7 @@ class TestProposal:
         assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
         assert pattern.proposal.changes == {"deny -> allow": 15}
 
-    def test_what_an_approval_lifted_is_no_case_and_no_exception(self, pack: Pack, journal: Path) -> None:
+    def test_what_an_approval_lifted_is_no_correction(self, pack: Pack, journal: Path) -> None:
         payments(pack, journal)
         before = find(journal, pack)
         for number in range(3):
@@ -221,6 +223,115 @@ class TestProposal:
         (pattern,) = find(journal, pack).patterns
         assert "size >= 200" in pattern.common
         assert not any("seconds" in text or "stated" in text for text in pattern.common)
+
+
+def exception(decision: Decision, outcome: str = "allow", **members: Any) -> Any:
+    """A report that somebody decided otherwise than a decision."""
+    report = {"agent": "desk", "outcome": outcome, "is_exception": True, "precedents": (decision.id,)}
+    claimed = members.pop("claimed", "no")
+    return sent(records.DecisionReport(**report | members), claimed=claimed)
+
+
+class TestExceptions:
+    """The denied looks of which people made exceptions, among denied writes."""
+
+    def looks(self, pack: Pack, count: int) -> list[Decision]:
+        return [payment(pack, "deny", "look", euros=n) for n in range(count)]
+
+    def writes(self, pack: Pack) -> list[Decision]:
+        return [payment(pack, "deny", "write", euros=n) for n in range(15)]
+
+    def test_fourteen_exceptions_propose_nothing_and_fifteen_a_rule(self, pack: Pack, journal: Path) -> None:
+        looks = self.looks(pack, 15)
+        record(journal, *looks, *self.writes(pack), *map(exception, looks[:14]))
+        (pattern,) = find(journal, pack).patterns
+        assert (len(pattern.cases), pattern.proposal, pattern.counter_examples) == (14, None, ())
+        assert pattern.why_not == "a rule is proposed from 15 cases on"
+        record(journal, exception(looks[14]))
+        (pattern,) = find(journal, pack).patterns
+        assert pattern.proposal is not None
+        (rule,) = yaml_text.parse(pattern.proposal.rule, tuple[Rule, ...], "here")
+        assert (rule.when, rule.outcome, rule.final) == ('action.name == "look"', "allow", True)
+        assert rule.because == "Exceptions were made to allow in 15 cases of this kind."
+        assert set(pattern.cases) == {look.id for look in looks}
+        assert (pattern.proposal.loosened, pattern.proposal.tightened) == (15, 0)
+
+    def test_the_least_number_of_cases_is_a_setting(self, pack: Pack, journal: Path) -> None:
+        looks = self.looks(pack, 5)
+        record(journal, *looks, *self.writes(pack), *map(exception, looks))
+        (pattern,) = find(journal, pack, proposed_from=5).patterns
+        assert pattern.proposal is not None
+
+    def test_claimed_and_overturned_exceptions_do_not_count(self, pack: Pack, journal: Path) -> None:
+        looks = self.looks(pack, 17)
+        claim = exception(looks[15], claimed="yes")
+        overturned = exception(looks[16])
+        later = payment(pack, "deny", "look")
+        state = records.TraceState(
+            decision_id=overturned.subject_id, status="overturned", because="wrong", by=later.id
+        )
+        record(journal, *looks, *self.writes(pack), *map(exception, looks[:14]), claim, overturned, later)
+        record(journal, sent(state))
+        result = find(journal, pack)
+        assert (result.claimed, result.overturned) == (1, 1)
+        (pattern,) = result.patterns
+        assert (len(pattern.cases), pattern.proposal) == (14, None)
+
+    def test_the_denials_that_people_lifted_in_an_emergency_are_cases(
+        self, pack: Pack, journal: Path
+    ) -> None:
+        record(journal, *self.writes(pack))
+        denied = []
+        for number in range(15):
+            look = payment(pack, "deny", "look", euros=number)
+            offered = liftable(evaluation=look.evaluation, pack=pack.info, outcome="deny", label="deny")
+            task = f"task-{number}"
+            record(journal, offered)
+            record(
+                journal, requested(offered, task=task, reason="the ward needs it"), approved(KIM, task=task)
+            )
+            record(journal, approved(LEE, task=task))
+            use = Use(task=task, lifts="deny", urgency="emergency")
+            allowed = payment(pack, "allow", "look", at=NOON + 5, euros=number)
+            record(journal, replace(allowed, label="deny", use=use))
+            denied.append(offered)
+        (pattern,) = find(journal, pack).patterns
+        assert (pattern.kind, pattern.change) == ("exception", "deny -> allow")
+        assert set(pattern.cases) == {decision.id for decision in denied}
+        assert {"ward", "needs"} <= set(pattern.reasons)
+        assert pattern.proposal is not None
+
+    def test_cases_with_other_reasons_are_separate_patterns(self, pack: Pack, journal: Path) -> None:
+        looks = self.looks(pack, 9)
+        reasons = ["the auditors need every invoice", "the printer caught fire again", None]
+        made = [exception(look, reasoning=reasons[n % 3]) for n, look in enumerate(looks)]
+        record(journal, *looks, *self.writes(pack), *made)
+        first, second = find(journal, pack).patterns
+        assert (len(first.cases), len(second.cases)) == (6, 3), "cases without a reason join the largest"
+        assert {first.reasons, second.reasons} == {
+            ("auditors", "every", "invoice", "need"),
+            ("again", "caught", "fire", "printer"),
+        }
+
+    def test_the_two_nearest_decisions_that_speak_against_a_rule_are_named(
+        self, pack: Pack, journal: Path
+    ) -> None:
+        looks, writes = self.looks(pack, 15), self.writes(pack)
+        near = [payment(pack, "deny", "look", euros=n, team="west") for n in (1, 2)]
+        record(journal, *looks, *writes, *near, *map(exception, looks))
+        record(journal, *(review(decision, None, "Right.") for decision in near))
+        (pattern,) = find(journal, pack).patterns
+        first, second = pattern.counter_examples
+        assert {first.decision_id, second.decision_id} == {decision.id for decision in near}
+        assert (first.right, first.reviewed, first.differs) == ("deny", True, ())
+        assert first.similarity > 0.5
+
+    def test_what_tells_a_counter_example_from_the_cases_is_named(self, pack: Pack, journal: Path) -> None:
+        looks = self.looks(pack, 15)
+        record(journal, *looks, *self.writes(pack), *map(exception, looks))
+        (pattern,) = find(journal, pack).patterns
+        assert len(pattern.counter_examples) == 2
+        assert all('action.name == "look"' in example.differs for example in pattern.counter_examples)
 
 
 class TestNoProposal:
@@ -421,6 +532,18 @@ class TestCommand:
             assert text in shown.stdout
         result = json.loads(run("--pack", str(pack.path), "--json").stdout)
         assert result["patterns"][0]["proposal"]["changes"] == {"allow -> deny": 17}
+
+    def test_the_setting_and_the_counter_examples_reach_the_command(
+        self, pack: Pack, journal: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("THOR_POLICY_PATTERN_CASES", "5")
+        looks = [payment(pack, "deny", "look", euros=n) for n in range(5)]
+        writes = [payment(pack, "deny", "write", euros=n) for n in range(15)]
+        record(journal, *looks, *writes, *(exception(look, reasoning="It is urgent.") for look in looks))
+        shown = run("--pack", str(pack.path)).stdout
+        assert "% alike: not action.name" in shown
+        assert "5 loosened, 0 tightened" in shown
+        assert "urgent" in shown
 
     def test_control_characters_of_a_request_are_escaped(
         self, pack: Pack, journal: Path, run: Callable[..., Any]

@@ -194,8 +194,8 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 # ---------------------------------------------------------------- the envelope's refusals
 
 OPS = (
-    "evaluate, status, metrics, decision_report, consultation, outcome, review, assignment, approval, "
-    "request_approval, approve, deny, cancel, "
+    "evaluate, search, status, metrics, decision_report, consultation, outcome, review, assignment, "
+    "approval, request_approval, approve, deny, cancel, "
     "supplement, node, edge, trace_state, approvals, similar, push, maintenance, control"
 )
 
@@ -554,7 +554,12 @@ WHOLE: dict[str, records.Record] = {
         evidence="call 12",
         step=2,
     ),
-    "request_approval": records.ApprovalRequest(decision_id="d", reason="release", urgency="urgent"),
+    "request_approval": records.ApprovalRequest(
+        decision_id="d",
+        reason="release",
+        urgency="urgent",
+        question=records.DeniedQuestion(subject="user:a", action="deploy", resource="env:b"),
+    ),
     "approve": records.Approve(
         task="t", comment="fine", consent=records.Consent(approver="ines", channel="email", evidence="mail 7")
     ),
@@ -712,7 +717,7 @@ NAME_FIELDS = [
     *(("approval", name) for name in ("decision_id", "approver", "role", "channel")),
     ("request_approval", "decision_id"),
     *((op, "task") for op in ("approve", "deny", "cancel")),
-    *(("node", name) for name in ("title", "session", "role", "agent")),
+    *(("node", name) for name in ("title", "session", "role", "agent", "supersedes")),
     *(("edge", name) for name in ("source", "target", "how")),
     *(("trace_state", name) for name in ("decision_id", "by")),
 ]
@@ -728,6 +733,7 @@ TEXT_FIELDS = [
     ("cancel", "reason"),
     ("node", "description"),
     ("edge", "rationale"),
+    ("node", "rationale"),
 ]
 #: (op, field, least, most); the least and the most are good.
 NUMBER_FIELDS = [
@@ -765,6 +771,7 @@ OTHER_FIELDS = {
     ),
     ("supplement", "values"),
     ("approve", "consent"),
+    ("request_approval", "question"),
     *(("review", name) for name in ("blind", "adjudicates", "sampled", "right")),
     ("consultation", "value"),
     ("outcome", "value"),
@@ -785,6 +792,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("trace_state", "overturned"): {"by": "e"},
     ("node", "role"): {"type": "actor", "actor_type": "human"},
     ("node", "actor_type"): {"type": "actor"},
+    ("node", "rationale"): {"supersedes": "n"},
     ("edge", "how"): {"type": "CITES"},
     ("edge", "similarity"): {"type": "CITES"},
     ("trace_state", "by"): {"status": "superseded"},
@@ -820,8 +828,9 @@ def test_a_name_has_1_to_256_characters(op: str, field: str) -> None:
 
 @pytest.mark.parametrize(("op", "field"), TEXT_FIELDS)
 def test_a_text_has_up_to_32768_characters(op: str, field: str) -> None:
-    assert getattr(kept(op, **{field: ""}), field) == ""
-    assert getattr(kept(op, **{field: "t" * 32_768}), field) == "t" * 32_768
+    needed = NEEDED.get((op, field), {})
+    assert getattr(kept(op, **needed | {field: ""}), field) == ""
+    assert getattr(kept(op, **needed | {field: "t" * 32_768}), field) == "t" * 32_768
     assert refused_field(op, field, "t" * 32_769) == (
         "too_large",
         f"record.{field}: has more than 32768 characters",

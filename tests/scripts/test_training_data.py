@@ -54,7 +54,7 @@ def make_training_data(*arguments: str) -> str:
 
 
 def test_there_is_a_generator_and_a_written_file_for_each_pack_that_ships() -> None:
-    shipped = {path.parent.name for path in data_path("prompts").glob("*/pack.yaml")}
+    shipped = {path.parent.name for path in data_path("prompts").glob("*/system.md")}  # those with a prompt
     assert DOMAINS.keys() == shipped
     assert {path.stem for path in WRITTEN_FILES} == shipped
 

@@ -77,7 +77,7 @@ class TestRoles:
     def test_a_caller_has_the_roles_of_all_matching_entries(self) -> None:
         roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
         assert roles.of(caller()) == {"ask", "review", "approve"}
-        assert roles.of(caller(gid=99)) == EVERY - {"record", "push", "test"}
+        assert roles.of(caller(gid=99)) == EVERY - {"record", "push", "test", "relay"}
         assert roles.of(caller(uid=1, gid=1)) == {"ask"}
 
     def test_roles_of_a_group_are_for_its_members_and_for_processes_with_its_gid(

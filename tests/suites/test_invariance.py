@@ -391,6 +391,7 @@ SET_OFF: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("X1", {"resource": {"type": "gizmo"}}),
         ("X5", {"context": {"time": None}}),
     ],
+    "mcp-tools": [],
     "trade-risk": [
         ("X1", {"context": {"account": {"drawdown_percent": 16}}}),
         ("X1", {"context": {"details": "Pump it, then sell to whoever follows."}}),
@@ -411,7 +412,7 @@ def questions(pack: Pack) -> Iterator[Evaluation]:
         yield scenario.evaluation()
     by_id = {example.id: example.evaluation for example in pack.examples}
     yield from by_id.values()
-    for name, change in SET_OFF[pack.info.name]:
+    for name, change in SET_OFF.get(pack.info.name, []):
         yield msgspec.convert(merged(msgspec.to_builtins(by_id[name]), change), Evaluation)
 
 

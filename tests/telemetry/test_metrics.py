@@ -164,6 +164,8 @@ class TestOfTheDaemon:
             "drift",
             "pushed",
             "approvals",
+            "enrichment",
+            "alerts",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

@@ -10,7 +10,7 @@ import pytest
 from tests.work import TRACE, recorded_history
 from thor_policy.core.errors import JournalError
 from thor_policy.journal.reader import Reader
-from thor_policy.trace.work_graph import WorkGraph, around, whole
+from thor_policy.trace.work_graph import GraphView, around, whole
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield opened
 
 
-def ids(graph: WorkGraph) -> list[str]:
+def ids(graph: GraphView) -> list[str]:
     return [item["id"] for item in graph.items]
 
 
-def ends(graph: WorkGraph) -> set[tuple[str, str]]:
+def ends(graph: GraphView) -> set[tuple[str, str]]:
     return {(edge["source"], edge["target"]) for edge in graph.edges}
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +13,7 @@ import click
 from msgspec import to_builtins
 
 from thor_policy.cli import compliance_page, render
+from thor_policy.cli.new_file import new_file
 from thor_policy.cli.options import configured
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
@@ -118,7 +116,7 @@ def compliance(
     from thor_policy.daemon import journal_access
 
     now = time.time()
-    with journal_access.open_reader(config) as reader, _opened(output) as to:
+    with journal_access.open_reader(config) as reader, new_file(output) as to:
         report = Report(
             reader,
             type=type_,
@@ -170,26 +168,6 @@ def _verify(config: Config, path: Path, keys: Sequence[Path]) -> int:
     verdict = {"report": "ok"} if problem is None else {"report": "wrong", "problem": problem}
     render.pairs(_facts(seal) | verdict)
     return int(problem is not None)
-
-
-@contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a new file, which appears under its name when it is whole."""
-    if path is None:
-        yield sys.stdout
-        return
-    if os.path.lexists(path):
-        raise ConfigError(f"--output: {path} exists; give the name of a new file")
-    descriptor, new = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        path.hardlink_to(new)  # a rename would overwrite
-    finally:
-        Path(new).unlink(missing_ok=True)
-    files.sync(path.parent)
 
 
 def _facts(seal: Seal) -> dict[str, Json]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import get_args
 
 import click
 import msgspec
@@ -20,7 +21,8 @@ import msgspec
 from thor_policy.cli.log_lines import LogHandler
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
 from thor_policy.config import Config
-from thor_policy.core.requests import Json
+from thor_policy.core.requests import Enrich, Json
+from thor_policy.core.status import AlertsStatus, EnrichmentStatus
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
 
@@ -86,9 +88,21 @@ def _spinner(activity: str) -> AbstractContextManager[None]:
 )
 @click.option("--deadline-ms", type=int, help="Deadline of the reply, in milliseconds.")
 @click.option("--pack", metavar="NAME", help="Resident pack that decides; the active one by default.")
+@click.option(
+    "--enrich",
+    type=click.Choice(get_args(Enrich)),
+    default="auto",
+    help="Whether the model writes about it on idle time; auto: as the settings say.",
+)
 @as_json
 def ask(
-    config: Config, question: str, explain: str, deadline_ms: int | None, pack: str | None, as_json: bool
+    config: Config,
+    question: str,
+    explain: str,
+    deadline_ms: int | None,
+    pack: str | None,
+    enrich: str,
+    as_json: bool,
 ) -> None:
     """Ask a running daemon one question.
 
@@ -100,7 +114,9 @@ def ask(
     with Client(config.endpoint, key=config.key_file) as client:
         fields = read_question(question)
         with render.working("asking"):
-            reply = client.evaluate(fields, explain=explain, deadline_ms=deadline_ms, pack=pack)
+            reply = client.evaluate(
+                fields, explain=explain, deadline_ms=deadline_ms, pack=pack, enrich=enrich
+            )
     if as_json:
         render.as_json(reply)
     else:
@@ -140,6 +156,8 @@ def status(config: Config, as_json: bool) -> None:
             "max_in_flight": state.max_in_flight,
             "settings": msgspec.to_builtins(state.settings),
             "drift": golden if drift.every_s else "not checked (drift_every_s is 0)",
+            "enrichment": _enrichment(state.enrichment),
+            "alerts": _alerts(state.alerts),
         },
         title="daemon",
     )
@@ -197,6 +215,29 @@ def metrics(config: Config, prometheus: bool, as_json: bool) -> None:
             ],
         )
         render.pairs({name: metric.value for name, metric in shown if metric.mean is None and metric.value})
+
+
+def _enrichment(status: EnrichmentStatus | None) -> str:
+    """What was enriched today, and what was lost since the start."""
+    if status is None or status.mode == "never":
+        return "never (setting enrichment)"
+    lost = sum(status.counters.values()) - status.counters["enriched"]
+    return (
+        f"{status.today} of {status.per_day} today, {status.today_s:g} of {status.s_per_day:g} s; "
+        f"{status.waiting} wait, {lost} were not enriched"
+    )
+
+
+def _alerts(status: AlertsStatus | None) -> str | None:
+    """Which alerts are raised, one a line; `thorpolicy alerts` has the names of agents."""
+    if status is None:
+        return None
+    lines = []
+    for alert in status.raised:
+        of = " ".join(filter(None, (alert.of, alert.name)))
+        figures = "" if alert.value is None else f": {alert.value:g} ({alert.low:g} to {alert.high:g})"
+        lines.append(f"{alert.kind}{f' of {of}' if of else ''}{figures}, {alert.id[-8:]}")
+    return "\n".join(lines) or "none"
 
 
 def _lines(values: Mapping[str, str]) -> str | None:

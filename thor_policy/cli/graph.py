@@ -14,7 +14,6 @@ from thor_policy.cli.options import as_json, configured, finite, is_given
 from thor_policy.config import Config
 from thor_policy.core import graph as vocabulary
 from thor_policy.core import records, strict_json
-from thor_policy.core.errors import ThorPolicyError
 from thor_policy.core.requests import Json
 from thor_policy.journal import work_queries
 from thor_policy.journal.reader import ENDING_CHARS
@@ -111,7 +110,7 @@ def supersede(
 ) -> None:
     """Let a node take the place of an older one of the same type, which is then shown as superseded.
 
-    Node and link are two records. If the link is refused, the new node stays; --by names it then.
+    Node and link are recorded in one transaction, or neither is.
     """
     if (by is None) == (title is None):
         raise click.UsageError("give --by ID or --title TITLE: what takes its place")
@@ -123,14 +122,15 @@ def supersede(
     if older["recorded"]:
         raise click.UsageError(f"{id} is a recorded decision; use `thorpolicy trace supersede`")
     if by is None:
-        by = _submit(config, _node(older["type"], title or "", **fields))
+        by = _submit(config, _node(older["type"], title or "", supersedes=id, rationale=rationale, **fields))
     elif any(is_given(click.get_current_context(), name) for name in fields):
         raise click.UsageError(
             "--by names a node that is recorded already; leave out what describes a new one"
         )
-    edge_id = _link_newer(config, by, id, rationale)
+    else:
+        _submit(config, records.Edge(source=by, target=id, type="supersedes", rationale=rationale))
     if as_json:
-        render.as_json({"id": by, "supersedes": id, "edge": edge_id})
+        render.as_json({"id": by, "supersedes": id})
     else:
         render.line(f"{id} is superseded by {by}")
 
@@ -218,16 +218,6 @@ def _node(type_: vocabulary.NodeType, title: str, *, metadata: str | None, **fie
         if not isinstance(more, dict):
             raise click.UsageError("--meta: must be an object of JSON, such as '{\"ticket\": 7}'")
     return records.Node(type=type_, title=title, metadata=more, **fields)
-
-
-def _link_newer(config: Config, newer: str, older: str, rationale: str | None) -> str:
-    """Record that a node takes the place of another; an error names the command that tries it again."""
-    try:
-        edge = records.Edge(source=newer, target=older, type="supersedes", rationale=rationale)
-        return _submit(config, edge)
-    except ThorPolicyError as error:
-        error.add_note(f"{newer} is recorded; then use: thorpolicy graph supersede {older} --by {newer}")
-        raise
 
 
 def _submit(config: Config, record: records.Record) -> str:

@@ -5,9 +5,9 @@ Owns these commands of `thorpolicy graph`, and how an item is printed. Main thre
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,14 +16,16 @@ from msgspec import to_builtins
 from thor_policy import catalog
 from thor_policy.cli import render
 from thor_policy.cli.journal_reader import open_current
+from thor_policy.cli.new_file import new_file
 from thor_policy.cli.options import as_json, configured, finite
 from thor_policy.config import Config
 from thor_policy.core.errors import ThorPolicyError
 from thor_policy.journal import work_queries
 from thor_policy.journal.reader import ENDING_CHARS, Record
-from thor_policy.trace import drawing, timeline, work_graph
+from thor_policy.trace import timeline, trace_graph, work_graph
 from thor_policy.trace.context import LEAST_TOKENS, TOKENS
 from thor_policy.trace.context import context as make_context
+from thor_policy.trace.formats import FORMATS
 from thor_policy.trace.pulse import STALE_DAYS
 from thor_policy.trace.pulse import pulse as take_pulse
 
@@ -127,12 +129,19 @@ def context(config: Config, session: str | None, tokens: int, as_json: bool) -> 
 @click.option(
     "--format",
     "format_",
-    type=click.Choice([*drawing.FORMATS, "json"]),
+    type=click.Choice(list(FORMATS)),
     default="mermaid",
     show_default=True,
     help="The format. csv has the nodes, csv-edges the links: both in the form that Neo4j imports.",
 )
-@click.option("--around", metavar="ID", help="Export only what is near this node.")
+@click.option(
+    "--of",
+    type=click.Choice(["work", "traces"]),
+    default="work",
+    show_default=True,
+    help="The graph of work, or recorded decisions with what they rest on.",
+)
+@click.option("--around", metavar="ID", help="Export only what is near this node or recorded decision.")
 @click.option(
     "--depth",
     default=2,
@@ -140,17 +149,40 @@ def context(config: Config, session: str | None, tokens: int, as_json: bool) -> 
     type=click.IntRange(0, 100),
     help="Edges from --around, in either direction.",
 )
-def export(config: Config, format_: str, around: str | None, depth: int) -> None:
-    """Print the graph of work, whole or around a node, for another program."""
+@click.option(
+    "--decisions",
+    default=trace_graph.DECISIONS,
+    show_default=True,
+    type=click.IntRange(1, 5_000),
+    help="Of traces: the newest decisions, so many.",
+)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write (mode 0600); it must not exist. Default: standard output.",
+)
+def export(
+    config: Config,
+    format_: str,
+    of: str,
+    around: str | None,
+    depth: int,
+    decisions: int,
+    output: Path | None,
+) -> None:
+    """Export the graph of work or of traces, whole or around a node, for another program or a browser."""
     with open_current(config) as reader:
-        if around is None:
-            read = work_graph.whole(reader)
+        near = None if around is None else work_queries.resolve(reader, around)
+        if of == "work":
+            read = work_graph.whole(reader) if near is None else work_graph.around(reader, near, depth=depth)
+        elif near is None:
+            read = trace_graph.newest(reader, decisions=decisions)
         else:
-            read = work_graph.around(reader, work_queries.resolve(reader, around), depth=depth)
-    if format_ == "json":
-        render.as_json(to_builtins(read))
-    else:
-        sys.stdout.write(drawing.FORMATS[format_](read))
+            read = trace_graph.around(reader, near, depth=depth)
+    document = FORMATS[format_](read)
+    with new_file(output) as to:
+        to.write(document)
 
 
 # ---------------------------------------------------------------- shared parts

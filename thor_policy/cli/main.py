@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("daemon", "Run the daemon until SIGTERM or Ctrl-C; a second signal forces the end."),
     "ask": ("daemon", "Ask a running daemon one question."),
     "status": ("daemon", "Show the state of a running daemon: packs, model, threads, journal, counters."),
+    "alerts": ("alerts", "List alerts of success rates, volume and drift, newest first."),
     "metrics": (
         "daemon",
         "Show what a running daemon measures: times, outcomes, confidence and every counter.",
@@ -82,8 +83,9 @@ COMMANDS = {
         "promotion",
         "Propose the next pack, with reviewers' corrections as examples, and send it through the gate.",
     ),
-    "patterns": ("patterns", "Group similar corrections, and propose a rule for 15 or more of them."),
+    "patterns": ("patterns", "Group similar corrections and exceptions, and propose rules for them."),
     "train": ("train", "Train an adapter from corrections, and judge it before it may be activated."),
+    "hook": ("hook", "Ask about a tool call of an AI agent, and answer in the agent's own words."),
     "models": ("models", "List, fetch and check model files."),
     "packs": (
         "packs",
@@ -91,7 +93,13 @@ COMMANDS = {
     ),
     "sources": ("sources", "List the sources of a pack, and look entities up in them."),
     "adapters": ("adapters", "List LoRA adapters, and change the adapter of a running daemon."),
+    "mcp": ("mcp", "Gate the tool calls of an MCP server, or ask the daemon as a tool of an agent."),
     "keys": ("keys", "Make, list and revoke the CURVE keys of clients that connect over tcp."),
+    "gateway": (
+        "gateway",
+        "Serve OpenID AuthZEN over HTTP until SIGTERM or Ctrl-C, as a client of a running daemon.",
+    ),
+    "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (
         "bench",
         "Measure on this machine: medians, and ratios within one run with paired 95 % intervals.",

@@ -50,6 +50,7 @@ def tree(trace: Trace) -> Tree:
     _branch(root, "rules", _rules(trace))
     _branch(root, "policy", map(_link, links["policy"]))
     _branch(root, "model", _model(trace))
+    _branch(root, "enrichment", (line for row in trace.enrichments for line in _enrichment(row)))
     _branch(root, "people", [*map(_person, links["people"]), *map(_rejection, trace.rejections)])
     _branch(
         root, "approvals", [*_approval(trace), *(line for each in trace.requests for line in _request(each))]
@@ -141,6 +142,17 @@ def _model(trace: Trace) -> list[Text]:
         lines.append(_pairs({"sha256": model["sha256"][:12]}))
     lines += [_pairs({name: answer[name]}) for name in ("label", "probabilities") if answer.get(name)]
     return lines
+
+
+def _enrichment(row: Record) -> list[Text]:
+    """What the model wrote on idle time; its texts may be erased."""
+    head = _line(row["timestamp"], f"{row['model_name']} {row['model_sha256'][:12]}", *row["why"])
+    against = {"next best": row["alternative"], "not taken because": row["alternatives"] or None}
+    texts = {"risk": row["risk"] or None, "rationale": row["rationale"] or None}
+    lines = [head, *(_pairs({name: text}) for name, text in (texts | against).items() if text)]
+    if row["risk"] is None:
+        lines.append(Text("the texts were erased", style="dim"))
+    return [*lines, _pairs({"quality": row["quality"]})]
 
 
 def _approval(trace: Trace) -> list[Text]:

@@ -1,7 +1,8 @@
 """The client for asyncio.
 
 Owns one socket and the calls that wait on it. Invariant: each call returns the reply to that call or
-raises; a reply after the timeout is dropped. Belongs to one event loop; many calls may wait at once.
+raises; a reply after the timeout is dropped; a call whose connection ends raises at once, as no reply can
+come. Belongs to one event loop; many calls may wait at once.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class AsyncClient:
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._ids = new_request_ids()
 
@@ -99,9 +101,10 @@ class AsyncClient:
         annotations: dict[str, Json] | None = None,
         idempotency_key: str | None = None,
         pack: str | None = None,
+        enrich: str = "auto",
     ) -> dict[str, Json]:
         return await self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack)
+            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
         )
 
     async def status(self) -> Status:
@@ -215,7 +218,7 @@ class AsyncClient:
         self._waiting[request_id] = _Waiting(reply, len(frame))
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                await connection.send(frame)
+                await self._send(connection, frame)
                 return decode_reply(await reply)
         except TimeoutError:
             if not await self.alive():
@@ -224,16 +227,35 @@ class AsyncClient:
         finally:
             self._waiting.pop(request_id, None)
 
+    async def _send(self, connection: zmq.asyncio.Socket, frame: bytes) -> None:
+        try:
+            await connection.send(frame)
+        except (zmq.ZMQError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if not connection.closed or (task is not None and task.cancelling()):
+                raise
+            message = f"the connection to the daemon at {self.endpoint} ended"
+            raise Unreachable(message) from error
+
     async def _connection(self) -> zmq.asyncio.Socket:
         async with self._opening:
             if self._socket is None:
                 await asyncio.to_thread(self._path.check)
                 opened = self._path.prepare(self._context.socket(zmq.DEALER))
                 opened.set(zmq.IMMEDIATE, 1)  # a request is never queued for a daemon that starts later
+                ends: zmq.asyncio.Socket = opened.get_monitor_socket(zmq.EVENT_DISCONNECTED)
                 opened.connect(self.endpoint)
                 self._socket = opened
-                self._reader = asyncio.get_running_loop().create_task(self._read(opened))
+                loop = asyncio.get_running_loop()
+                self._reader = loop.create_task(self._read(opened))
+                self._watcher = loop.create_task(self._watch(ends))
             return self._socket
+
+    async def _watch(self, ends: zmq.asyncio.Socket) -> None:
+        """Wait until the connection ends; then no waiting call can get its reply."""
+        await ends.recv_multipart()
+        self._watcher = None  # it is this task, which must not cancel itself
+        self._disconnect(f"the connection to the daemon at {self.endpoint} ended")
 
     async def _read(self, connection: zmq.asyncio.Socket) -> None:
         while True:
@@ -248,8 +270,12 @@ class AsyncClient:
         return max(self._waiting, key=lambda request_id: self._waiting[request_id].frame_bytes, default="")
 
     def _disconnect(self, reason: str) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
         if self._reader is not None and self._socket is not None:
             self._reader.cancel()
+            self._socket.disable_monitor()
             self._socket.close(linger=0)
             self._reader = self._socket = None
         for waiting in self._waiting.values():

@@ -100,15 +100,19 @@ class Client:
         annotations: dict[str, Json] | None = None,
         idempotency_key: str | None = None,
         pack: str | None = None,
+        enrich: str = "auto",
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/reference/protocol.md).
 
         The resident pack named by `pack` decides it; without `pack`, the active one. A request with an
-        `idempotency_key` can be sent again after any error: the daemon makes one decision.
+        `idempotency_key` can be sent again after any error: the daemon makes one decision. `enrich` is
+        `auto`, `never` or `always`: whether the decision is enriched on idle time.
 
         Raises RequestError if the request is refused, Unreachable if no reply comes in time.
         """
-        return self._do(evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack))
+        return self._do(
+            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
+        )
 
     def status(self) -> Status:
         """The state of the daemon and its parts.

@@ -55,6 +55,7 @@ def evaluate_request(
     annotations: dict[str, Json] | None,
     idempotency_key: str | None,
     pack: str | None,
+    enrich: str = "auto",
 ) -> ClientRequest:
     fields = question_fields(question) | {"explain": explain} | _idempotency_field(idempotency_key)
     if deadline_ms is not None:
@@ -63,6 +64,8 @@ def evaluate_request(
         fields["annotations"] = annotations
     if pack is not None:
         fields["pack"] = pack
+    if enrich != "auto":
+        fields["enrich"] = enrich
     return ClientRequest("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
 
 

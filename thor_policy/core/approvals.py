@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from thor_policy.core.decisions import PackInfo
 from thor_policy.core.lifting import ApprovalCode, ApprovalStep, Chain, LiftedBy, Offer, Party
-from thor_policy.core.requests import Urgency
+from thor_policy.core.requests import VIA, Urgency
 
 #: What a task can be. `partial`: some approvals are there, others are missing.
 State: TypeAlias = Literal["pending", "partial", "approved", "denied", "expired", "cancelled"]
@@ -44,7 +44,11 @@ class Person(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
     def is_called(self, name: str) -> bool:
-        """True if `name` (`user:alice`, or only `alice`) is one of this person's names, in any spelling."""
+        """True if `name` (`user:alice`, or only `alice`) is one of this person's names, in any spelling.
+
+        Of a relayed request's `token:alice via uid:990` the relay does not matter.
+        """
+        name = name.partition(VIA)[0]
         _, _, bare = name.partition(":")
         spelt = {folded(name), folded(bare)} - {""}
         return not spelt.isdisjoint(folded(own) for own in (self.name, *self.aliases))

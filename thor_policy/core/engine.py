@@ -173,11 +173,23 @@ class Engine(Protocol):
     ) -> None:
         """Begin an explanation that continues `scored`; `step` moves it on until `deadline_ns`."""
 
+    def enrich(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Begin a text of idle time that continues `scored`, in place of the one that is being written.
+
+        It shares no decode and no stream with explanations; only `enrich_step` moves it on. Raises
+        EngineError if the engine was opened without a stream for it.
+        """
+
+    def enrich_step(self) -> WrittenExplanation | None:
+        """Advance the text of idle time by one short decode; returns it when it has ended, else None."""
+
     def step(self) -> list[WrittenExplanation]:
         """Advance every running explanation by one batched decode; returns those that ended."""
 
     def give_up(self) -> None:
-        """Forget every explanation that runs or waits."""
+        """Forget every explanation that runs or waits, and the text of idle time."""
 
     def close(self) -> None: ...
 

@@ -97,6 +97,7 @@ class FairQueue(Generic[T]):
         self._served: str | None = None
         self._size = 0
         self._closed = False
+        self._nudged = False
         if debts is not None:
             debts.watch(self._wake)
 
@@ -159,6 +160,12 @@ class FairQueue(Generic[T]):
                 self._retire(lane.share, share)
             return list(items)
 
+    def nudge(self) -> None:
+        """Let the `get` that waits, or the next one that would, end with queue.Empty if there is no item."""
+        with self._changed:
+            self._nudged = True
+            self._changed.notify()
+
     def close(self) -> None:
         """Let `get` return None when nothing waits any more."""
         with self._changed:
@@ -168,6 +175,9 @@ class FairQueue(Generic[T]):
     def _wait(self, timeout_s: float | None) -> str | None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (share := self._first()) is None and not (self._closed and not self._size):
+            if self._nudged:
+                self._nudged = False
+                return None
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return None

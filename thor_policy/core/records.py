@@ -170,12 +170,24 @@ class Approval(Struct, frozen=True, kw_only=True):
     step: Count = 1
 
 
+class DeniedQuestion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a decision was about: `subject` and `resource` as `type:id`, and the name of the action."""
+
+    subject: Text
+    action: Name
+    resource: Text
+
+
 class ApprovalRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request to lift the outcome of a decision, by the caller that it was made for (`core.approvals`)."""
+    """A request to lift the outcome of a decision, by the caller that it was made for (`core.approvals`).
+
+    With `question` it is refused if the decision was about something else. It is not recorded.
+    """
 
     decision_id: Name
     reason: Text | None = None
     urgency: Urgency = "normal"
+    question: DeniedQuestion | None = None
 
 
 class Consent(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -230,7 +242,9 @@ class Node(Struct, frozen=True, kw_only=True):
     """A goal, option, action, actor, entity, event, ...: a node that somebody states (`core.graph.NODES`).
 
     The `title` of an entity is its `type:id`. `actor_type`, and `role` at the time, are those of an actor.
-    `agent` is the agent or the person whose work it is, as the sender states it.
+    `agent` is the agent or the person whose work it is, as the sender states it. `supersedes` is the id of a
+    node of the same type whose place it takes, and `rationale` why: node and link are recorded in one
+    transaction, or neither is.
     """
 
     type: NodeType
@@ -243,6 +257,8 @@ class Node(Struct, frozen=True, kw_only=True):
     actor_type: ActorType | None = None
     role: Name | None = None
     agent: Name | None = None
+    supersedes: Name | None = None
+    rationale: Text | None = None
 
 
 class Edge(Struct, frozen=True, kw_only=True):

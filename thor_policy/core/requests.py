@@ -23,13 +23,17 @@ Risk = Literal["low", "medium", "high", "critical"]
 Urgency: TypeAlias = Literal["normal", "urgent", "emergency"]
 #: Whether a decision is explained: not at all, in its reply, or afterwards as an event of its own.
 Explain = Literal["none", "inline", "later"]
+#: What a caller wants of the enrichment of its decision: what the settings say, none, or one in any case.
+Enrich = Literal["auto", "never", "always"]
 #: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on
-#: the journal.
-Role = Literal["ask", "record", "push", "approve", "review", "test", "control"]
+#: the journal; `relay`: send requests of others, each with at most the caller's own roles.
+Role = Literal["ask", "record", "push", "approve", "review", "test", "control", "relay"]
 #: Whether a statement is only a claim, which counts in no figure. `unless_own`: it counts if the caller made
 #: the decision that it is about.
 Claimed = Literal["no", "unless_own", "yes"]
 
+#: Between whose request it is and who relays it, in `Caller.who`.
+VIA = " via "
 #: A deadline that never comes, in monotonic nanoseconds.
 NEVER_NS = 2**63 - 1
 #: Risks from the mildest to the gravest.
@@ -80,6 +84,8 @@ class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who sent the request, as the kernel or a key vouches for it; never taken from a payload.
 
     `key` is the name of the CURVE key that a caller over tcp holds; the kernel's numbers are those of ipc.
+    `on_behalf_of` is whose request it is, as a caller with the role `relay` states it: `token:alice`,
+    `cert:edge`.
     """
 
     transport: Literal["ipc", "tcp", "inproc"]
@@ -87,10 +93,22 @@ class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gid: int | None = None
     pid: int | None = None
     key: str | None = None
+    on_behalf_of: str | None = None
 
     @property
     def who(self) -> str | None:
-        """`uid:1000` or `key:laptop`: the same for all processes and connections of a caller."""
+        """`uid:1000` or `key:laptop`: the same for all processes and connections of a caller.
+
+        Of a relayed request `token:alice via uid:990`: no relay can speak for those of another.
+        """
+        sender = self.sender
+        if self.on_behalf_of is None or sender is None:
+            return sender
+        return f"{self.on_behalf_of}{VIA}{sender}"
+
+    @property
+    def sender(self) -> str | None:
+        """Who sent the request itself, whether for others or not: `uid:990`, `key:edge`."""
         if self.key is not None:
             return f"key:{self.key}"
         return None if self.uid is None else f"uid:{self.uid}"
@@ -114,6 +132,7 @@ class Request(Struct, frozen=True, kw_only=True):
     received_ns: int
     deadline_ns: int
     explain: Explain = "none"
+    enrich: Enrich = "auto"
     annotations: Annotations = Annotations()
     idempotency: str | None = None
     pack: str | None = None

@@ -7,6 +7,7 @@ threads; read by the main thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -75,9 +76,13 @@ class Committed(Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True)
 class JobDone:
-    """What became of a job: maintenance of the journal, or a change of packs or adapter."""
+    """What became of a job: maintenance of the journal, a change of packs or adapter, or a search.
+
+    `record` hands an event of the job's ticket to the journal: the answer waits for its commit.
+    """
 
     answer: dict[str, Json] | RequestError
+    record: Callable[[], None] | None = None
 
 
 class PriorRecord(Struct, frozen=True, kw_only=True):

@@ -146,6 +146,48 @@ class DriftStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class EnrichmentStatus(Struct, frozen=True, kw_only=True):
+    """Enrichment on idle time. `today` and `today_s` (seconds of the device) are what is used of the day.
+
+    `days` counts the turns of the day since the start.
+    """
+
+    mode: str
+    waiting: int
+    running: bool
+    today: int
+    per_day: int
+    today_s: float
+    s_per_day: float
+    day_turns_in_s: float
+    days: int
+    counters: dict[str, int]
+
+
+class AlertStatus(Struct, frozen=True, kw_only=True):
+    """An alert that is raised: `success_rate` of a model or an agent, `volume` of decisions, or `drift`.
+
+    The name of an agent is in the journal only. `value` is the newest figure and `low` to `high` its
+    interval, or what is usual; they are None until it is judged again after a start.
+    """
+
+    id: str
+    kind: str
+    of: str | None
+    name: str | None
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class AlertsStatus(Struct, frozen=True, kw_only=True):
+    """The alerts that are raised, and how many agents and models are watched."""
+
+    raised: tuple[AlertStatus, ...]
+    watched: int
+    counters: dict[str, int]
+
+
 class SourceStatus(Struct, frozen=True, kw_only=True):
     """A source of a resident pack. `waiting` look-ups have not begun; times are those of all look-ups, in ms.
 
@@ -204,6 +246,8 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     pushed: CacheStatus | None = None
     approvals: ApprovalsStatus | None = None
     recall: RecallStatus | None = None
+    enrichment: EnrichmentStatus | None = None
+    alerts: AlertsStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):
@@ -238,5 +282,7 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "pushed": self.pushed.counters if self.pushed else {},
             "approvals": self.approvals.counters if self.approvals else {},
             "recall": self.recall.counters if self.recall else {},
+            "enrichment": self.enrichment.counters if self.enrichment else {},
+            "alerts": self.alerts.counters if self.alerts else {},
             **{f"source:{source.name}": source.counters for source in self.sources},
         }

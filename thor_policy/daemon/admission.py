@@ -141,6 +141,7 @@ class Admission:
             received_ns=arrival.received_ns,
             deadline_ns=deadline_ns,
             explain=message.explain,
+            enrich=message.enrich,
             annotations=self._annotations(message, arrival),
             pack=message.pack,
         )
@@ -179,10 +180,14 @@ class Admission:
             return message.annotations
         return replace(message.annotations, claimed=self.claimed("annotations", arrival) != "no")
 
+    def check_pack(self, name: str | None, arrival: Arrival) -> None:
+        """Refuse a pack that is not resident, or that the caller may not name."""
+        if name is not None:
+            self._find_pack(name, self.packs_for.of(arrival.caller, arrival.roles))
+
     def check_question(self, message: EvaluateRequest, arrival: Arrival) -> None:
         """Refuse a question that cannot be decided, or that would wait past its deadline."""
-        if message.pack is not None:
-            self._find_pack(message.pack, self.packs_for.of(arrival.caller, arrival.roles))
+        self.check_pack(message.pack, arrival)
         self._check_open("journal", "engine")
         self._check_quota(arrival)
         check_in_time(self._rules.expected_ms(arrival.lane), self._deadline_ms(message))

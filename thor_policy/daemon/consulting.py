@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -28,6 +29,7 @@ from thor_policy.core.requests import Caller, Json, Request
 from thor_policy.core.sources import Consulted, Push
 from thor_policy.core.status import SourceStatus
 from thor_policy.daemon.admission import RulesQueue
+from thor_policy.daemon.searching import OpenedSource
 from thor_policy.daemon.shares import Places
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Residents
@@ -198,6 +200,16 @@ class Consulting:
                 for job in runner.queue.drop(lane):
                     runner.places.give_back(job.lane)
         return [*dropped, *self._rules.drop(lane)]
+
+    def sources_of(self, pack: Pack) -> list[OpenedSource]:
+        """The sources of a resident pack, for who looks them up on a thread of its own."""
+        residents = self._residents()
+        if self._table.residents is not residents:
+            self._take_over(residents)
+        return [
+            OpenedSource(runner.name, runner.spec, partial(self._opened, runner))
+            for runner in self._table.of_pack.get(pack.info.sha256, ())
+        ]
 
     # ------------------------------------------------------------ pushed values
 

@@ -21,6 +21,7 @@ from thor_policy.config import Config
 from thor_policy.core.errors import RequestError
 from thor_policy.core.status import Status
 from thor_policy.daemon.peers import Identity, Peers, Received
+from thor_policy.daemon.relays import Relays
 from thor_policy.daemon.shares import TokenBucket
 from thor_policy.daemon.sockets import bind, open_router
 from thor_policy.protocol.messages import StatusRequest
@@ -96,6 +97,7 @@ class ControlEndpoint:
             on_message=on_message,
             close_connection=close_connection,
         )
+        self._relays = Relays(config.max_request_bytes, self.counters)
         self._limit = logs.Limit()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -143,6 +145,7 @@ class ControlEndpoint:
         sender.peers.send(sender, reply)
 
     def _reply(self, received: Received) -> bytes:
+        received = self._relays.attribute(received)
         if received.fault is not None:
             raise received.fault
         identity = received.sender.identity
@@ -151,6 +154,7 @@ class ControlEndpoint:
             max_bytes=self._config.max_request_bytes,
             max_deadline_ms=self._config.max_deadline_ms,
             authorise=lambda op: authorise(op, identity.caller, identity.roles),
+            relayed=identity.caller.on_behalf_of is not None,
         )
         if not isinstance(message, StatusRequest):
             raise RequestError(

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
@@ -73,7 +73,8 @@ class EngineThread:
     a second pool they stop spinning at barriers, which cost 8 % here.
 
     Each decision and explanation goes to `journal` with its ticket; `on_outcome` gets it first, on this
-    thread, and must not block. `idle` gets a turn when there is nothing else to do. A caller with too many
+    thread, and must not block. `idle` works get turns, the first ones first, when there is nothing else to
+    do. A caller with too many
     `uncommitted` decisions waits, and others are decided: so what a caller floods waits in the fair queue,
     and not in the journal, which records in order of arrival.
     """
@@ -83,11 +84,11 @@ class EngineThread:
         open_policy: Callable[[], Policy],
         journal: DecisionLog,
         on_outcome: Callable[[int, EngineResult], None],
-        idle: Idle | None = None,
+        idle: Sequence[Idle] = (),
         *,
         uncommitted: Debts | None = None,
     ) -> None:
-        self._idle = idle
+        self._idle = list(idle)
         self._open_policy = open_policy
         self._opened: queue.SimpleQueue[Policy | BaseException] = queue.SimpleQueue()
         self._journal = journal
@@ -164,6 +165,10 @@ class EngineThread:
             self._refuse_queued_tasks()
         return future
 
+    def wake(self) -> None:
+        """Look for idle work again; returns at once. Any thread."""
+        self._queue.nudge()
+
     def stop(self, timeout_s: float) -> bool:
         """Finish what is queued, then end; False if it did not within `timeout_s`."""
         self._queue.close()
@@ -215,7 +220,7 @@ class EngineThread:
         wait_s = None
         if not busy:
             self.pulse.rest()
-            wait_s = self._idle.wait_s(time.monotonic_ns()) if self._idle is not None else None
+            wait_s = self._idle_wait_s(time.monotonic_ns())
         try:
             return self._queue.get(block=not busy, timeout_s=wait_s)
         except queue.Empty:
@@ -338,14 +343,23 @@ class EngineThread:
                 self.counters["shadows"] += 1
                 self._journal.shadowed(*pair, time.time())
 
+    def _idle_wait_s(self, now_ns: int) -> float | None:
+        """Seconds until there is idle work; None: never, unless somebody wakes this thread."""
+        waits = [wait_s for work in self._idle if (wait_s := work.wait_s(now_ns)) is not None]
+        return min(waits, default=None)
+
     def _idle_turn(self) -> None:
-        """One turn of idle work."""
-        try:
-            if self._idle is not None:
-                self._idle.turn(self._policy, time.monotonic_ns(), time.time())
-        except Exception:
-            self._log_fault("idle work failed with an unexpected error; there is no more of it")
-            self._idle = None
+        """One turn of the first idle work that is due."""
+        now_ns = time.monotonic_ns()
+        for work in self._idle:
+            if work.wait_s(now_ns) != 0:
+                continue
+            try:
+                work.turn(self._policy, now_ns, time.time())
+            except Exception:
+                self._log_fault("idle work failed with an unexpected error; there is no more of it")
+                self._idle.remove(work)
+            return
 
     def _log_fault(self, message: str) -> None:
         """Count and log the exception that is being handled; a flood of them is logged in part."""

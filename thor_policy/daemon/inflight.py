@@ -36,13 +36,15 @@ Publish: TypeAlias = Callable[[str, str, int, dict[str, Json]], None]
 class _Pending:
     """One request in flight. It is answered when nothing it waits for is missing.
 
-    A record (with `record_id`) waits for its commit alone; the members below are those of a question.
+    A record (with `record_id`) waits for its commit alone, a job that is recorded with its answer `held`; the
+    members below are those of a question.
     """
 
     answer: Answer
     received_ns: int
     lane: Lane
     record_id: str | None = None
+    held: dict[str, Json] | None = None
     explain: Explain = "none"
     decision: Decision | None = None
     committed: bool = False
@@ -113,7 +115,11 @@ class InFlight:
         if isinstance(outcome, Refused):
             self._answer(ticket, outcome.error)
         elif isinstance(outcome, JobDone):
-            self._answer(ticket, outcome.answer)
+            if outcome.record is None or isinstance(outcome.answer, RequestError):
+                self._answer(ticket, outcome.answer)
+            else:
+                pending.held = outcome.answer
+                outcome.record()
         elif isinstance(outcome, Decision):
             pending.decision = outcome
             pending.awaits_explanation = pending.explain == "inline" and outcome.explanation is None
@@ -123,7 +129,7 @@ class InFlight:
 
     def on_commit(self, ticket: int, commit: Committed, now_ns: int) -> None:
         """Take from the journal that an event is on disk, or that it never will be."""
-        kinds = f"{commit.kind}s"
+        kinds = f"{commit.kind}es" if commit.kind == "search" else f"{commit.kind}s"
         if commit.error is None:
             self._counters[f"{kinds}_recorded"] += 1
         elif HTTP_STATUS[commit.error] >= 500:  # below that the request was at fault, and nothing is lost
@@ -153,6 +159,8 @@ class InFlight:
                     reason_code=commit.reason_code,
                 ),
             )
+        elif pending.held is not None:
+            self._answer(ticket, pending.held)
         elif pending.record_id is not None:
             self._answer(ticket, recorded_item(pending.record_id, commit.kind, commit.seq, more_of(commit)))
         else:

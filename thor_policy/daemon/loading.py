@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,13 @@ from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
+from thor_policy.core.enrichment import Mode
 from thor_policy.core.errors import EngineError, PackError
 from thor_policy.core.recall import Embedder, Weights
 from thor_policy.core.records import Calibration
+from thor_policy.daemon.alerts import Thresholds
+from thor_policy.daemon.day_budget import DAY_NS
+from thor_policy.daemon.enrichment import Plan
 from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
 from thor_policy.engine.embedder import MiniLM
@@ -33,6 +38,7 @@ from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import PackFiles
+from thor_policy.telemetry import clocks
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +102,37 @@ def calibration_of(config: Config, pack: PackInfo, model: ModelInfo) -> Calibrat
     with Reader(config.journal_path) as reader:
         fields = reader.calibration(pack.sha256, model.identity)
     return Calibration(**fields) if fields else None
+
+
+def enrichment_plan(config: Config) -> Plan:
+    """What the settings say of enrichment."""
+    return Plan(
+        mode=typing.cast(Mode, config.enrichment),
+        on=config.enrich_on,
+        per_day=config.enrichments_per_day,
+        s_per_day=config.enrichment_day_s,
+        timeout_s=config.enrichment_timeout_s,
+        quiet_s=config.enrichment_quiet_ms / 1e3,
+        most_waiting=config.max_enrichments,
+        masked=config.masked,
+    )
+
+
+def alert_thresholds(config: Config) -> Thresholds:
+    """What the settings say of alerts."""
+    return Thresholds(
+        success_below=config.alert_success_below,
+        least=config.alert_sample,
+        window=max(config.alert_window, config.alert_sample),
+        volume_sigma=config.alert_volume_sigma,
+        bucket_s=config.alert_bucket_s,
+    )
+
+
+def used_today(config: Config) -> list[tuple[int, int]]:
+    """What enrichment used in the last 24 hours: (nanoseconds of the boot, nanoseconds of the device)."""
+    with Reader(config.journal_path) as reader:
+        return reader.enrichments_within(DAY_NS / 1e9, clocks.now())
 
 
 def journal_options(config: Config) -> dict[str, Any]:

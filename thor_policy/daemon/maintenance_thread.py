@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from thor_policy.core.records import Calibration, Maintenance
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import JobDone
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.summary_maker import SummaryMaker
@@ -42,7 +43,8 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries`, `vectors` and `approvals` have their turns on this thread while there is no task.
+    `verifier`, `summaries`, `vectors`, `approvals` and `alerts` have their turns on this thread while there
+    is no task. `on_erasure` is called before an erasure and behind it.
     """
 
     def __init__(
@@ -55,11 +57,15 @@ class MaintenanceThread(JobThread[_Job]):
         summaries: SummaryMaker | None = None,
         vectors: VectorMaker | None = None,
         approvals: ApprovalTasks | None = None,
+        alerts: AlertWatch | None = None,
+        on_erasure: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
+        self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
-        self._idle = [worker for worker in (verifier, summaries, vectors, approvals) if worker is not None]
+        workers = (verifier, summaries, vectors, approvals, alerts)
+        self._idle = [worker for worker in workers if worker is not None]
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:
@@ -83,6 +89,8 @@ class MaintenanceThread(JobThread[_Job]):
 
     def _perform(self, job: _Job) -> dict[str, Json]:
         maintenance, caller = job.maintenance, job.caller
+        if maintenance.task == "erase":
+            self._on_erasure()
         done = run_maintenance(
             self._journal,
             maintenance,
@@ -90,6 +98,8 @@ class MaintenanceThread(JobThread[_Job]):
             by_key=caller.key,
             progress=lambda _: self.pulse.beat(),
         )
+        if maintenance.task == "erase":
+            self._on_erasure()  # for decisions that were made while it ran
         if maintenance.calibration is not None:
             self._on_calibration(maintenance.calibration)
         return done

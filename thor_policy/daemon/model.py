@@ -65,6 +65,7 @@ def _load(config: Config) -> Engine:
         question_tokens=config.max_question_tokens,
         packs=config.resident_packs + 1,  # one to load into while all others decide
         explanations=config.parallel_explanations,
+        enriches=config.enrichment != "never",
         threads=config.threads,
         gpu_layers=config.gpu_layers,
         flash_attention=config.flash_attention,

@@ -48,6 +48,7 @@ from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.peers import Identity, Peers, Received, Sender
 from thor_policy.daemon.quota import JournalQuota
+from thor_policy.daemon.relays import Relays
 from thor_policy.daemon.shares import Refusals
 from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
 from thor_policy.journal.events import Bounds
@@ -60,6 +61,7 @@ from thor_policy.protocol.messages import (
     Message,
     PushRequest,
     RecordRequest,
+    SearchRequest,
     SimilarRequest,
     StatusRequest,
     op_of,
@@ -122,14 +124,21 @@ class FindSimilar(Protocol):
     def __call__(self, query: SimilarQuery, on_done: Callable[[JobDone], None]) -> None: ...
 
 
+class Search(Protocol):
+    """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
+
+    def __call__(self, message: SearchRequest, caller: Caller, ticket: int, *, at: float) -> None: ...
+
+
 class Server:
     """Serves one endpoint, whose lock the caller holds (`endpoint_lock`).
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed, without `approvals` no task is found, without `similar` no precedent. `reread` reads the settings
-    again. `refusal` says why a part can take nothing new, None while it can: without the engine only records
-    are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    pushed, without `approvals` no task is found, without `similar` no precedent, without `search` nothing is
+    searched. `reread` reads the settings again. `refusal` says why a part can take nothing new, None while it
+    can: without the engine only records are admitted, without the journal nothing. Raises ConfigError if the
+    endpoint cannot be opened.
     """
 
     def __init__(
@@ -149,6 +158,7 @@ class Server:
         push: TakePush | None = None,
         approvals: FindTasks | None = None,
         similar: FindSimilar | None = None,
+        search: Search | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -161,6 +171,7 @@ class Server:
         self._push = push
         self._approvals = approvals
         self._similar = similar
+        self._search = search
         self._people = People(config.people)
         self._long_texts = long_texts
         self._govern = govern
@@ -183,6 +194,7 @@ class Server:
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
         self._refusals = Refusals()
+        self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
         self._snapshot = Snapshot(self.status, self._metrics.families)
         self._endpoints = Endpoints(
@@ -341,7 +353,7 @@ class Server:
         processor to the other threads.
         """
         refusing_ns = 0
-        for received in peers.receive(_READ_BURST, time.monotonic_ns):
+        for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
             error = received.fault or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)
@@ -375,6 +387,7 @@ class Server:
                 max_deadline_ms=self._config.max_deadline_ms,
                 texts=TextLimits(self._config.max_text_chars, self._long_texts),
                 authorise=lambda op: authorise(op, identity.caller, identity.roles),
+                relayed=identity.caller.on_behalf_of is not None,
             )
         except RequestError as error:
             self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
@@ -435,6 +448,15 @@ class Server:
             except RequestError as error:  # it was not queued: its ticket ends with the refusal
                 self._in_flight.settle(ticket, error)
                 raise
+        elif isinstance(message, SearchRequest):
+            if self._search is None:
+                raise RequestError("unavailable", "op: this server searches nothing")
+            self._admission.check_pack(message.pack, arrival)
+            ticket = self._admission.job(answer, arrival, "journal")
+            try:
+                self._search(message, arrival.caller, ticket, at=arrival.received_at)
+            except RequestError as error:
+                self._in_flight.settle(ticket, error)
         elif isinstance(message, MaintenanceRequest):
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)
@@ -594,4 +616,10 @@ def _of(sender: Sender) -> dict[str, Json]:
     """What the log says of a request."""
     ms = (time.monotonic_ns() - sender.received_ns) / 1e6
     caller = sender.caller
-    return {"op": sender.op, "uid": caller.uid, "key": caller.key, "ms": round(ms, 3)}
+    return {
+        "op": sender.op,
+        "uid": caller.uid,
+        "key": caller.key,
+        "for": caller.on_behalf_of,
+        "ms": round(ms, 3),
+    }

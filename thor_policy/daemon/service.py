@@ -20,22 +20,29 @@ from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import CatalogError, JournalError, RequestError, Stalled, ThorPolicyError
 from thor_policy.core.fair_queue import Debts
+from thor_policy.core.ids import new_id
 from thor_policy.core.recall import Embedder
+from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
+from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.loading import (
     OpenEmbedder,
     OpenJournal,
+    alert_thresholds,
     calibration_of,
+    enrichment_plan,
     load_embedder,
     load_engine,
     open_engine,
     open_journal,
     read_pack,
+    used_today,
     weights_of,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
@@ -43,6 +50,8 @@ from thor_policy.daemon.pack_manager import PackManager
 from thor_policy.daemon.precedent_lookups import PrecedentLookups
 from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
+from thor_policy.daemon.searching import Job as SearchJob
+from thor_policy.daemon.searching import Searching
 from thor_policy.daemon.server import Server
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
@@ -57,6 +66,7 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack_files import load_files
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.policy.structure import names
+from thor_policy.protocol.messages import SearchRequest
 from thor_policy.sources.kinds import Reach
 from thor_policy.sources.pushed import PushedValues
 from thor_policy.telemetry import clocks
@@ -134,6 +144,7 @@ def open_service(
                     rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
                     approvals=approval_tasks,
+                    on_judged=enricher.offer,
                 )
                 if calibration := calibration_of(config, pack.info, policy.residents.active.model):
                     policy.calibrate(calibration)
@@ -158,7 +169,15 @@ def open_service(
             tolerance=config.drift_tolerance,
             now_ns=time.monotonic_ns(),
         )
-        engine_thread = EngineThread(open_policy, journal, on_outcome, idle=drift, uncommitted=uncommitted)
+        enricher = Enricher(
+            journal.append,
+            enrichment_plan(config),
+            wake=lambda: engine_thread.wake(),
+            used=used_today(config),
+        )
+        engine_thread = EngineThread(
+            open_policy, journal, on_outcome, idle=(drift, enricher), uncommitted=uncommitted
+        )
         policy = engine_thread.start()
         rules_thread = RulesThread(policy, engine_thread, journal, on_outcome, uncommitted)
         pack = policy.residents.active.pack
@@ -221,6 +240,19 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        alerts = AlertWatch(
+            journal,
+            alert_thresholds(config),
+            drift=drift.status,
+            wall=time.time,
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
+
+        def on_erasure() -> None:
+            enricher.forget()
+            alerts.forget()
+
         maintenance = MaintenanceThread(
             journal,
             on_job_done,
@@ -229,6 +261,8 @@ def open_service(
             summaries=summaries,
             vectors=vector_maker,
             approvals=approval_tasks,
+            alerts=alerts,
+            on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
         recall = RecallThread(
@@ -252,6 +286,16 @@ def open_service(
             stated=stated,
         )
         stack.callback(consulting.stop)
+        searching = Searching(on_job_done, digest=journal.digest, record=journal.append)
+        stack.callback(searching.stop)
+
+        def search(message: SearchRequest, caller: Caller, ticket: int, *, at: float) -> None:
+            residents = policy.residents
+            pack = (residents.active if message.pack is None else residents.named(message.pack)).pack
+            sources = consulting.sources_of(pack)
+            job = SearchJob(message.search, pack, sources, caller, ticket, new_id(), at, time.monotonic_ns())
+            searching.submit(job)
+
         parts = Parts(
             policy,
             rules_thread,
@@ -267,6 +311,8 @@ def open_service(
             pushed,
             approval_tasks,
             recall,
+            enricher,
+            alerts,
         )
 
         def refusal(part: Part) -> RequestError | None:
@@ -287,6 +333,7 @@ def open_service(
             push=consulting.push,
             approvals=approval_tasks.tasks,
             similar=recall.similar,
+            search=search,
             reread=reread,
         )
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())

@@ -18,10 +18,12 @@ from thor_policy.core.status import (
     PartsStatus,
     RulesStatus,
 )
+from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
+from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.recall_thread import RecallThread
@@ -52,6 +54,8 @@ class Parts:
     pushed: PushedValues
     approvals: ApprovalTasks
     recall: RecallThread
+    enricher: Enricher
+    alerts: AlertWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -85,6 +89,8 @@ class Parts:
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
             approvals=self.approvals.status(),
             recall=self.recall.status(),
+            enrichment=self.enricher.status(),
+            alerts=self.alerts.status(),
         )
 
     def _model(self) -> ModelStatus:

@@ -66,6 +66,16 @@ class NoEngine:
         """Raises EngineError."""
         _refuse()
 
+    def enrich(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Raises EngineError."""
+        _refuse()
+
+    def enrich_step(self) -> WrittenExplanation | None:
+        """None: nothing is written."""
+        return None
+
     def step(self) -> list[WrittenExplanation]:
         """Nothing."""
         return []

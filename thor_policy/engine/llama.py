@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 
 #: Tokens that one explanation may feed in one step: bounds how long a decision can wait.
 STEP_TOKENS = 64
+#: The same for a text of idle time: less, since it may keep any decision waiting.
+IDLE_STEP_TOKENS = 16
 #: Tokens of a prefix that are decoded at once: bounds how long a decision can wait while a pack is loaded.
 #: Another size may give other bits, so every prefix is decoded in pieces of this size.
 PREFILL_TOKENS = 128
@@ -110,8 +112,9 @@ class _Run:
 class LlamaEngine:
     """A GGUF model in this process.
 
-    `context_tokens` is the length of each stream; `packs` and `explanations` count the streams. Prefix
-    states are saved in `states_dir` (None: not saved). Raises EngineError if the model cannot be loaded.
+    `context_tokens` is the length of each stream; `packs` and `explanations` count the streams, and
+    `enriches` adds one for texts of idle time. Prefix states are saved in `states_dir` (None: not saved).
+    Raises EngineError if the model cannot be loaded.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class LlamaEngine:
         question_tokens: int = 512,
         packs: int = 1,
         explanations: int = 4,
+        enriches: bool = False,
         threads: int = 0,
         gpu_layers: int = -1,
         flash_attention: str = "auto",
@@ -139,7 +143,7 @@ class LlamaEngine:
         self._attention = (flash_attention, kv_type)
         self._threads = threads or len(os.sched_getaffinity(0))
         params = lib.llama_context_default_params()
-        params.n_seq_max = packs + explanations
+        params.n_seq_max = packs + explanations + enriches
         params.n_ctx = context_tokens * params.n_seq_max
         params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_threads = params.n_threads_batch = self._threads
@@ -162,6 +166,8 @@ class LlamaEngine:
         self._pack_streams = packs
         self._free_packs = list(range(packs))
         self._free_streams = list(range(packs, packs + explanations))
+        self._idle_stream = packs + explanations if enriches else -1
+        self._idle_run: _Run | None = None
         self._packs: dict[str, _Resident] = {}
         self._runs: list[_Run] = []
         self._waiting: deque[_Run] = deque()
@@ -207,7 +213,8 @@ class LlamaEngine:
 
     def adopt(self, adapter: Adapter, path: Path, *, vouched: bool = False) -> None:
         """Open an adapter's file, and close the adapters that no stream uses."""
-        packs, runs = self._packs.values(), (*self._runs, *self._waiting)
+        packs, idle = self._packs.values(), [self._idle_run] if self._idle_run else []
+        runs = (*self._runs, *self._waiting, *idle)
         used = [pack.adapter for pack in packs] + [run.adapter for run in runs]
         needed = {used_adapter.sha256 for used_adapter in used if used_adapter is not None}
         self._adapters.adopt(adapter, path, vouched=vouched, needed=needed)
@@ -467,24 +474,51 @@ class LlamaEngine:
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Continue `scored` in a free stream, or wait until one is free."""
-        run = _Run(
-            ticket=ticket,
-            pack=key,
-            adapter=self._packs[key].adapter,
-            writer=ExplanationWriter(
-                steps,
-                tokenise=self.vocabulary.tokenise,
-                text_of=self.vocabulary.text_of,
-                ends=self.vocabulary.ends_turn,
-            ),
-            suffix=scored.suffix_tokens,
-            deadline_ns=deadline_ns,
-            started_ns=time.monotonic_ns(),
-        )
+        run = self._run_of(ticket, key, scored, steps, deadline_ns)
         if self._free_streams and self._last_scored is scored:
             self._take_stream(run, keep=len(scored.suffix_tokens))
         else:
             self._waiting.append(run)
+
+    def enrich(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Begin a text of idle time in the stream that is kept for it."""
+        if self._idle_stream < 0:
+            raise EngineError("this engine has no stream for texts of idle time (setting enrichment)")
+        self._idle_run = run = self._run_of(ticket, key, scored, steps, deadline_ns)
+        keep = len(scored.suffix_tokens) if self._last_scored is scored else 0
+        self._copy_prefix(run, self._idle_stream, keep=keep)
+
+    def enrich_step(self) -> WrittenExplanation | None:
+        """Advance the text of idle time by one decode of at most `IDLE_STEP_TOKENS` tokens."""
+        run = self._idle_run
+        if run is None:
+            return None
+        late = time.monotonic_ns() >= run.deadline_ns
+        written = self._finish(run, truncated=True) if late else next(iter(self._advance([run])), None)
+        if written is not None:
+            self._idle_run = None
+        return written
+
+    def _run_of(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> _Run:
+        writer = ExplanationWriter(
+            steps,
+            tokenise=self.vocabulary.tokenise,
+            text_of=self.vocabulary.text_of,
+            ends=self.vocabulary.ends_turn,
+        )
+        return _Run(
+            ticket=ticket,
+            pack=key,
+            adapter=self._packs[key].adapter,
+            writer=writer,
+            suffix=scored.suffix_tokens,
+            deadline_ns=deadline_ns,
+            started_ns=time.monotonic_ns(),
+        )
 
     def step(self) -> list[WrittenExplanation]:
         """Advance all explanations by one shared decode; fixed text is fed with the token before it.
@@ -494,11 +528,18 @@ class LlamaEngine:
         ended = [self._finish(run, truncated=True) for run in self._expire()]
         while self._waiting and self._free_streams:
             self._take_stream(self._waiting.popleft(), keep=0)
+        adapter = self._runs[0].adapter if self._runs else None
+        ended += self._advance([run for run in self._runs if run.adapter == adapter])
+        return ended
+
+    def _advance(self, runs: Sequence[_Run]) -> list[WrittenExplanation]:
+        """Advance runs under one adapter by one shared decode; returns those that ended."""
+        ended: list[WrittenExplanation] = []
         self._batch.clear()
         outputs: list[tuple[_Run, int]] = []
-        adapter = self._runs[0].adapter if self._runs else None
-        for run in [run for run in self._runs if run.adapter == adapter]:
-            feed, rest = run.pending[:STEP_TOKENS], run.pending[STEP_TOKENS:]
+        for run in runs:
+            most = IDLE_STEP_TOKENS if run is self._idle_run else STEP_TOKENS
+            feed, rest = run.pending[:most], run.pending[most:]
             if run.writer.done or run.position + len(feed) > self._context_tokens:
                 ended.append(self._finish(run, truncated=not run.writer.done))
                 continue
@@ -509,7 +550,7 @@ class LlamaEngine:
                 outputs.append((run, last))
         if not self._batch.used:
             return ended
-        self._decode(adapter)
+        self._decode(runs[0].adapter)
         for run, output in outputs:
             logits, allowed = self._logits(output), run.writer.allowed()
             if allowed is None:
@@ -522,7 +563,8 @@ class LlamaEngine:
         return ended
 
     def give_up(self) -> None:
-        """Forget every explanation and free its stream."""
+        """Forget every explanation and free its stream, and the text of idle time."""
+        self._idle_run = None
         self._waiting.clear()
         self._free_streams += [run.stream for run in self._runs]
         self._runs.clear()
@@ -535,18 +577,21 @@ class LlamaEngine:
         return late
 
     def _take_stream(self, run: _Run, *, keep: int) -> None:
-        """Copy the pack's stream for `run`: its prefix and the first `keep` tokens of its question."""
+        """Give `run` a free stream: its prefix and the first `keep` tokens of its question."""
+        self._copy_prefix(run, self._free_streams.pop(), keep=keep)
+        self._runs.append(run)
+
+    def _copy_prefix(self, run: _Run, stream: int, *, keep: int) -> None:
         pack = self._packs[run.pack]
-        run.stream = self._free_streams.pop()
+        run.stream = stream
         run.position = len(pack.tokens) + keep
         run.pending = [*run.suffix[keep:], *run.writer.begin()]
         lib.llama_memory_seq_rm(self._memory, run.stream, -1, -1)
         lib.llama_memory_seq_cp(self._memory, pack.stream, run.stream, -1, -1)
         lib.llama_memory_seq_rm(self._memory, run.stream, run.position, -1)
-        self._runs.append(run)
 
     def _finish(self, run: _Run, *, truncated: bool) -> WrittenExplanation:
-        if run.stream >= 0:
+        if run.stream >= 0 and run is not self._idle_run:
             self._runs.remove(run)
             self._free_streams.append(run.stream)
         return WrittenExplanation(

@@ -12,6 +12,7 @@ request at most.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -94,6 +95,7 @@ class RemoteEngine:
         self._question_tokens = question_tokens
         self._packs: dict[str, _Resident] = {}
         self._waiting: deque[_Run] = deque()
+        self._idle_run: _Run | None = None
         self._special: frozenset[int] = frozenset()
         self._tokens_by_text: dict[str, list[int]] = {}
         self._text_by_token: dict[int, str] = {}
@@ -299,11 +301,37 @@ class RemoteEngine:
         self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
     ) -> None:
         """Add an explanation at the end of the queue; sends no request yet."""
+        self._waiting.append(self._run_of(ticket, key, scored, steps, deadline_ns))
+
+    def enrich(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> None:
+        """Begin a text of idle time; sends no request yet."""
+        self._idle_run = self._run_of(ticket, key, scored, steps, deadline_ns)
+
+    def enrich_step(self) -> WrittenExplanation | None:
+        """Advance the text of idle time by one choice or one piece of text."""
+        run = self._idle_run
+        if run is None:
+            return None
+        fits = False
+        if time.monotonic_ns() < run.deadline_ns:
+            self._step_deadline_ns = min(run.deadline_ns, _from_now(STEP_S))
+            with contextlib.suppress(DeadlineExceeded):
+                fits = self._advance(run)
+        if fits and not run.writer.done:
+            return None
+        self._idle_run = None
+        return self._written(run, truncated=not run.writer.done)
+
+    def _run_of(
+        self, ticket: int, key: str, scored: Scored, steps: tuple[Step, ...], deadline_ns: int
+    ) -> _Run:
         writer = ExplanationWriter(
             steps, tokenise=self._cached_tokens, text_of=self._text_of, ends=_END.__eq__
         )
         prompt = [*self._packs[key].tokens, *scored.suffix_tokens]
-        self._waiting.append(_Run(ticket, writer, prompt, deadline_ns, time.monotonic_ns()))
+        return _Run(ticket, writer, prompt, deadline_ns, time.monotonic_ns())
 
     def step(self) -> list[WrittenExplanation]:
         """Advance the first explanation of the queue by one choice or one piece of text."""
@@ -322,7 +350,8 @@ class RemoteEngine:
         return ended
 
     def give_up(self) -> None:
-        """Discard every explanation."""
+        """Discard every explanation, and the text of idle time."""
+        self._idle_run = None
         self._waiting.clear()
 
     def _advance(self, run: _Run) -> bool:
@@ -353,6 +382,9 @@ class RemoteEngine:
 
     def _finish(self, run: _Run, *, truncated: bool) -> WrittenExplanation:
         self._waiting.remove(run)
+        return self._written(run, truncated=truncated)
+
+    def _written(self, run: _Run, *, truncated: bool) -> WrittenExplanation:
         self._step_deadline_ns = _from_now(STEP_S)
         return WrittenExplanation(
             ticket=run.ticket,

@@ -128,7 +128,14 @@ def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Ev
             f"decision_id: there is no decision {event.subject_id[:64]!r}",
             reason_code="invalid_denial_binding",
         )
-    decision, decided, subject = denied
+    decision, decided, subject, about = denied
+    question = body.get("question")
+    if question is not None and question != about:
+        raise RequestError(
+            "conflict",
+            "question: the decision was about another subject, action or resource",
+            reason_code="invalid_denial_binding",
+        )
     if decision is None:
         raise RequestError(
             "conflict", "decision_id: the decision is archived; ask again", reason_code="expired_denial"
@@ -169,26 +176,31 @@ def _request(connection: sqlite3.Connection, uncommitted: Uncommitted, event: Ev
         urgency=body.get("urgency", "normal"),
         subject=subject,
     )
-    return replace(event, body=body | {"outcome": outcome, "spec": msgspec.to_builtins(spec)})
+    kept = {name: value for name, value in body.items() if name != "question"}
+    return replace(event, body=kept | {"outcome": outcome, "spec": msgspec.to_builtins(spec)})
 
 
 def _denied(
     connection: sqlite3.Connection, uncommitted: Uncommitted, decision_id: str, now: Moment
-) -> tuple[dict[str, Json] | None, Moment, str | None] | None:
-    """The body of a decision's event (None: archived), when it was recorded, and its subject."""
+) -> tuple[dict[str, Json] | None, Moment, str | None, dict[str, Json]] | None:
+    """The body of a decision's event (None: archived), when it was recorded, its subject and question."""
     if (event := uncommitted.denied.get(decision_id)) is not None:
         private: Any = event.private
-        subject = private.evaluation.subject
-        return events.decode(events.encode(event.body)), now, f"{subject.type}:{subject.id}"
+        evaluation = private.evaluation
+        subject = f"{evaluation.subject.type}:{evaluation.subject.id}"
+        resource = f"{evaluation.resource.type}:{evaluation.resource.id}"
+        about = {"subject": subject, "action": evaluation.action.name, "resource": resource}
+        return events.decode(events.encode(event.body)), now, subject, about
     row = connection.execute(
-        "SELECT e.body, e.boot_id, e.mono_ns, d.timestamp, d.actor FROM decisions d "
+        "SELECT e.body, e.boot_id, e.mono_ns, d.timestamp, d.actor, d.action, d.entity FROM decisions d "
         "LEFT JOIN events e ON e.seq = d.seq WHERE d.decision_id = ?",
         (decision_id,),
     ).fetchone()
     if row is None:
         return None
-    body, boot_id, mono_ns, at, subject = row
-    return None if body is None else events.decode(body), moment_of(boot_id, mono_ns, at), subject
+    body, boot_id, mono_ns, at, subject, action, resource = row
+    about = {"subject": subject, "action": action, "resource": resource}
+    return None if body is None else events.decode(body), moment_of(boot_id, mono_ns, at), subject, about
 
 
 def _check_bounds(

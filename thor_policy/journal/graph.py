@@ -8,6 +8,8 @@ The search for a cycle visits a bounded number of nodes. Called by the journal's
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from msgspec import Struct, field
@@ -63,6 +65,16 @@ class Uncommitted(Struct):
     states: dict[str, str] = field(default_factory=dict)
     successors: _Edges = field(default_factory=_Edges)
     superseded: _Edges = field(default_factory=_Edges)
+
+    @contextmanager
+    def supposing(self, event: Event) -> Iterator[None]:
+        """Add a node for a while, to check what is to be recorded along with it."""
+        body: Any = event.body
+        self.types[body["id"]] = body["type"]
+        try:
+            yield
+        finally:
+            del self.types[body["id"]]
 
     def note(self, event: Event) -> None:
         """Add what an event says that is not committed yet."""

@@ -24,24 +24,21 @@ d.decision_id AS id, d.seq, d.timestamp AS at, d.decision_type AS type, d.decisi
 d.trace_status AS status, d.entity, ({COUNTED}) AS counted
 """
 _RESTING = """
-SELECT e.source AS id, 'CITES' AS via, e.target AS rests_on, e.seq
+SELECT e.seq, e.source, 'CITES', e.target
 FROM json_each(:ids) j CROSS JOIN edges e ON e.target = j.value WHERE e.type = 'CITES'
 UNION ALL
-SELECT s."by", s.status, s.decision_id, s.seq
+SELECT s.seq, s."by", 'SUPERSEDED_BY', s.decision_id
 FROM json_each(:ids) j CROSS JOIN trace_states s ON s.decision_id = j.value
 WHERE s.status = 'superseded' LIMIT :limit
 """
 
 
-def resting(connection: Connection, ids: Sequence[str], limit: int) -> list[Record]:
-    """What rests on these decisions by one edge: `id`, `via`, `rests_on`; at most `limit`, in order.
+def resting(connection: Connection, ids: Sequence[str], limit: int) -> list[tuple[int, str, str, str]]:
+    """What rests on these decisions by one edge: its event, the id, the edge, and on what; in order.
 
-    A decision that cites another rests on it, and so does the one that took its place.
+    A decision that cites another rests on it, and so does the one that took its place. At most `limit`.
     """
-    edges = rows(connection, _RESTING, {"ids": _json(ids), "limit": limit})
-    for row in edges:
-        row["via"] = "SUPERSEDED_BY" if row["via"] == "superseded" else row["via"]
-    return sorted(edges, key=lambda row: row["seq"])
+    return sorted(connection.execute(_RESTING, {"ids": _json(ids), "limit": limit}))
 
 
 def shown(connection: Connection, ids: Sequence[str]) -> dict[str, Record]:

@@ -19,6 +19,8 @@ from thor_policy.journal import events
 from thor_policy.journal.events import (
     CounterfactualBody,
     DecisionColumns,
+    EnrichmentBody,
+    EnrichmentPrivate,
     ExplanationBody,
     ExplanationPrivate,
     Part,
@@ -68,7 +70,7 @@ GROUP_OF = {
 JSON_COLUMNS = frozenset(
     {
         *("situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"),
-        *("required", "lacks", "names", "supplied", "spec", "roles", "groups", "parties"),
+        *("required", "lacks", "names", "supplied", "spec", "roles", "groups", "parties", "why"),
     }
 )
 
@@ -152,6 +154,17 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
             *("confidence", "clauses", "temperature", "score_ms", "took_ms"),
         ),
     ),
+    "enrichment": (
+        "enrichments",
+        (
+            *("decision_id", "why", "model_name", "model_version", "model_sha256", "risk", "alternative"),
+            *("alternatives", "rationale", "quality", "generated_tokens", "device_ms", "took_ms"),
+        ),
+    ),
+    "alert": (
+        "alerts",
+        ("id", "state", "kind", "of", "name", "value", "low", "high", "sample", "threshold"),
+    ),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
     "archived": ("archives", ("file", "first_seq", "last_seq", "events", "head", "chain")),
@@ -180,6 +193,8 @@ def project(kind: str, seq: int, at: str, subject_id: str, body: Any, private: A
         return Projection("shadows", _shadow_row(seq, at, subject_id, body))
     if isinstance(body, CounterfactualBody):
         return Projection("counterfactuals", _counterfactual_row(seq, at, subject_id, body))
+    if isinstance(body, EnrichmentBody):
+        return Projection("enrichments", _enrichment_row(seq, at, subject_id, body, private))
     if kind not in _PLAIN:
         return Projection()
     table, columns = _PLAIN[kind]
@@ -214,6 +229,10 @@ _TYPES: dict[str, tuple[Callable[[bytes], Part], Callable[[bytes], Part]]] = {
     "explanation": (
         msgspec.json.Decoder(ExplanationBody).decode,
         msgspec.json.Decoder(ExplanationPrivate).decode,
+    ),
+    "enrichment": (
+        msgspec.json.Decoder(EnrichmentBody).decode,
+        msgspec.json.Decoder(EnrichmentPrivate).decode,
     ),
     "shadowed": (msgspec.json.Decoder(ShadowBody).decode, _OBJECT),
     "counterfactual": (msgspec.json.Decoder(CounterfactualBody).decode, _OBJECT),
@@ -384,6 +403,26 @@ def _counterfactual_row(seq: int, at: str, decision_id: str, body: Counterfactua
         _text(body.clauses),
         body.temperature,
         body.score_ms,
+        body.took_ms,
+    )
+
+
+def _enrichment_row(seq: int, at: str, decision_id: str, body: EnrichmentBody, private: Any) -> Row:
+    model = body.model
+    return (
+        seq,
+        at,
+        decision_id,
+        _text(body.why),
+        *model.name_and_version,
+        identity_of(model.sha256, model.adapter),
+        private.risk if private else None,
+        body.alternative,
+        private.alternatives if private else None,
+        private.rationale if private else None,
+        body.quality,
+        body.generated_tokens,
+        body.device_ms,
         body.took_ms,
     )
 

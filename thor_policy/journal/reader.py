@@ -24,13 +24,15 @@ from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
 from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries, vectors
 from thor_policy.journal.completeness import COMPLETE
+from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.projections import JSON_COLUMNS
 from thor_policy.security import files
+from thor_policy.telemetry.clocks import Instant
 
 Record = dict[str, Json]
 
 #: Least characters of the end of an id that may stand for the whole id.
-ENDING_CHARS = 8
+ENDING_CHARS = schema.ENDING_CHARS
 #: The first tag of the questions of `invariance`, which have no scenario.
 INVARIANCE_TAG = "invariance"
 #: The condition for decisions that answered a question of `test` or `invariance`, and that nobody acted on.
@@ -44,7 +46,7 @@ NOT_LIFTED = "approval_task IS NULL"
 #: Tables of records about a decision.
 _TRACE = (
     *("consultations", "approval_requests", "approvals", "approval_ends", "supplements", "reviews"),
-    *("outcomes", "shadows", "counterfactuals", "trace_states"),
+    *("outcomes", "shadows", "counterfactuals", "trace_states", "enrichments"),
 )
 #: Those of them that also concern the decisions that a task lifted, with the column that names the task.
 _OF_TASKS = {"approval_requests": "id", "approvals": "task", "approval_ends": "task"}
@@ -272,6 +274,23 @@ class Reader:
             "ORDER BY summaries_words.rowid DESC LIMIT ?",
             (summaries.quoted(words), limit),
         )
+
+    def enrichments_within(self, seconds: float, now: Instant) -> list[tuple[int, int]]:
+        """When enrichments of the last `seconds` were recorded, and their time of the device; nanoseconds.
+
+        Those of an earlier boot count as recorded now, since how long ago that was is unknown.
+        """
+        with self.snapshot() as connection:
+            if not connection.execute("SELECT 1 FROM enrichments LIMIT 1").fetchone():
+                return []
+            return [
+                (mono_ns if boot_id == now.boot_id else now.ns, int(device_ms * 1e6))
+                for boot_id, mono_ns, device_ms in connection.execute(
+                    "SELECT e.boot_id, e.mono_ns, r.device_ms FROM enrichments r "
+                    "JOIN events e ON e.seq = r.seq WHERE r.seq >= ?",
+                    (first_within(connection, seconds, now),),
+                )
+            ]
 
     def summaries_due(self, limit: int) -> tuple[list[str], int]:
         """Ids of decisions whose summary is to be made, at most `limit`, and the newest event then."""

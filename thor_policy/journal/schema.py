@@ -521,6 +521,46 @@ def _vectors(db: Database) -> None:
     db.execute("CREATE INDEX vectors_due ON vectors (seq) WHERE embedder = ''")
 
 
+@migrations(name="0019_enrichments")
+def _enrichments(db: Database) -> None:
+    """What the model wrote about decisions on idle time: one row for each event."""
+    db.execute(
+        "CREATE TABLE enrichments (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, "
+        "decision_id TEXT NOT NULL, why TEXT NOT NULL, model_name TEXT NOT NULL, "
+        "model_version TEXT NOT NULL, model_sha256 TEXT NOT NULL, risk TEXT, alternative TEXT, "
+        "alternatives TEXT, rationale TEXT, quality TEXT NOT NULL, generated_tokens INTEGER NOT NULL, "
+        "device_ms REAL NOT NULL, took_ms REAL NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX enrichments_decision ON enrichments (decision_id)")
+
+
+@migrations(name="0020_alerts")
+def _alerts(db: Database) -> None:
+    """Alerts that were raised and cleared: one row for each event, both with the same id."""
+    db.execute(
+        "CREATE TABLE alerts (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "state TEXT NOT NULL, kind TEXT NOT NULL, of TEXT, name TEXT, value REAL, low REAL, high REAL, "
+        "sample INTEGER, threshold REAL) STRICT"
+    )
+    db.execute("CREATE INDEX alerts_id ON alerts (id)")
+
+
+@migrations(name="0021_bounded_lists")
+def _bounded_lists(db: Database) -> None:
+    """Indexes that hold all that a list looks at before its page: no row is read that it leaves out."""
+    db.execute("DROP INDEX decisions_exception")
+    db.execute(
+        "CREATE INDEX decisions_exception ON decisions (is_exception, seq, timestamp) WHERE is_exception = 1"
+    )
+    db.execute("DROP INDEX decisions_decision_type")
+    db.execute(
+        "CREATE INDEX decisions_decision_type ON decisions (decision_type, seq, timestamp) "
+        f"WHERE {rare_condition('decision_type', COMMON['decision_type'])}"
+    )
+    db.execute(f"CREATE INDEX nodes_end ON nodes ({ENDING.format('id')})")
+    db.execute(f"CREATE INDEX edges_superseding ON edges (seq) WHERE {SUPERSEDES}")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"
@@ -528,6 +568,9 @@ SUPERSEDES = "type = 'supersedes'"
 DOUBTFUL = "confidence < 50"
 NOT_ACTIVE = "trace_status != 'active'"
 OF_ENTITY = "type = 'entity'"
+#: Characters of the end of an id that are indexed, and the expression of that index.
+ENDING_CHARS = 8
+ENDING = f"substr({{}}, -{ENDING_CHARS})"
 
 #: Every edge: `source, type, target, seq, timestamp, id`. `id` is that of the record that states it, or NULL.
 #: Each part reads one index of its table where `source` is given.

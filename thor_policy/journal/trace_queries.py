@@ -81,6 +81,12 @@ def incoming(connection: Connection, id: str, until: str = EVER) -> list[Record]
     return rows(connection, _INCOMING, {"id": id, "until": until})
 
 
+def newest_ids(connection: Connection, limit: int) -> list[str]:
+    """The ids of the newest decisions, newest first."""
+    sql = "SELECT decision_id FROM decisions ORDER BY seq DESC LIMIT ?"
+    return [id for (id,) in connection.execute(sql, (limit,))]
+
+
 def end_of_edge(connection: Connection, id: str, until: str = EVER) -> tuple[str, Record] | None:
     """The type and the row of what is recorded under an id; None if nothing is, or only later."""
     for type_, sql in _ENDS.items():

@@ -10,18 +10,33 @@ An item is a node, a recorded decision or a recorded outcome, all with the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from thor_policy.core import graph
 from thor_policy.core.errors import JournalError
 from thor_policy.journal.reader import ENDING_CHARS, Reader, Record, instant
-from thor_policy.journal.schema import DOUBTFUL, OF_WORK, SUPERSEDES
+from thor_policy.journal.schema import DOUBTFUL, ENDING, OF_WORK, SUPERSEDES
 from thor_policy.journal.trace_queries import Connection, end_of_edge, rows
 
+
+class Part(NamedTuple):
+    """What a walk reads of an item: `at` is when it was recorded, `superseded_by` what took its place."""
+
+    id: str
+    seq: int
+    at: str
+    type: str
+    status: str
+    superseded_by: str | None
+
+
 #: The columns of an item. `recorded`: it is no node. `superseded_by`: what took its place, if anything did.
+#: `stated_status`: what a node itself says, superseded or not.
 ITEM = (
     *("id", "seq", "at", "type", "title", "description", "status", "superseded_by", "confidence"),
-    *("session", "agent", "metadata", "recorded"),
+    *("session", "agent", "metadata", "recorded", "stated_status", "actor_type", "role"),
 )
 #: Most ids in one query; SQLite allows 32,766.
 _MANY = 500
@@ -29,24 +44,26 @@ _MANY = 500
 MOST_LINKS = 1_000
 
 _SUPERSEDER = f"(SELECT source FROM edges WHERE target = n.id AND {SUPERSEDES} ORDER BY seq DESC LIMIT 1)"
-_NODE = f"""
-SELECT n.id, n.seq, n.timestamp AS at, n.type, n.title, n.description,
-       iif({_SUPERSEDER} IS NULL, n.status, 'superseded') AS status, {_SUPERSEDER} AS superseded_by,
-       n.confidence, n.session, n.agent, n.metadata, 0 AS recorded
-FROM nodes n"""
+_OF_NODE = f"""
+n.id, n.seq, n.timestamp AS at, n.type, n.title, n.description,
+iif({_SUPERSEDER} IS NULL, n.status, 'superseded') AS status, {_SUPERSEDER} AS superseded_by,
+n.confidence, n.session, n.agent, n.metadata, 0 AS recorded,
+n.status AS stated_status, n.actor_type, n.role"""
+_NODE = f"SELECT {_OF_NODE} FROM nodes n"
 #: A confidence is rounded down, so that one below 50 % is shown as such.
 _DECISION = """
 SELECT d.decision_id AS id, d.seq, d.timestamp AS at, 'decision' AS type,
        d.decision_type || ': ' || d.decision AS title, d.reasoning AS description, d.trace_status AS status,
        (SELECT "by" FROM trace_states s WHERE s.seq = d.status_seq) AS superseded_by,
        CAST(100 * d.confidence AS INTEGER) AS confidence, d.session, d.actor AS agent,
-       NULL AS metadata, 1 AS recorded
+       NULL AS metadata, 1 AS recorded, NULL AS stated_status, NULL AS actor_type, NULL AS role
 FROM decisions d"""
 #: One that is pending is no outcome yet: its status says so.
 _OUTCOME = """
 SELECT o.id, o.seq, o.timestamp AS at, 'outcome' AS type, o.status AS title, o.note AS description,
        iif(o.status = 'PENDING', 'pending', 'active') AS status, NULL AS superseded_by, NULL AS confidence,
-       NULL AS session, NULL AS agent, NULL AS metadata, 1 AS recorded
+       NULL AS session, NULL AS agent, NULL AS metadata, 1 AS recorded,
+       NULL AS stated_status, NULL AS actor_type, NULL AS role
 FROM outcomes o"""
 #: Decisions that count in figures: no claims, none in quarantine.
 _COUNTS = "d.lacks IS NULL AND (d.claimed IS NULL OR d.claimed != 'report')"
@@ -55,10 +72,54 @@ _ACTIVE = f"n.status = 'active' AND NOT {_IS_SUPERSEDED}"
 _OF_STATUS: dict[str, str] = {
     "active": _ACTIVE,
     "abandoned": f"n.status = 'abandoned' AND n.status != 'active' AND NOT {_IS_SUPERSEDED}",
-    "superseded": "n.seq IN (SELECT seq FROM nodes WHERE status = 'superseded' AND status != 'active' UNION "
-    f"SELECT m.seq FROM edges JOIN nodes m ON m.id = target WHERE edges.{SUPERSEDES})",
 }
-_LINK = "source, type, target, seq, timestamp AS at, weight, rationale"
+#: Superseded nodes with the event by which they are: their newest successor's link, newest first.
+_BY_LINK = f"""
+SELECT {_OF_NODE}, e.seq AS ended
+FROM edges e INDEXED BY edges_superseding CROSS JOIN nodes n ON n.id = e.target
+WHERE e.{SUPERSEDES} AND NOT EXISTS (
+    SELECT 1 FROM edges l WHERE l.target = e.target AND l.{SUPERSEDES} AND l.seq > e.seq
+)"""
+#: The same, found from the nodes of a session or an agent.
+_BY_NODE = f"""
+SELECT {_OF_NODE}, (SELECT max(seq) FROM edges WHERE target = n.id AND {SUPERSEDES}) AS ended FROM nodes n
+WHERE {_IS_SUPERSEDED}"""
+#: Those that say so themselves, and that no other node supersedes.
+_AS_STATED = f"""
+SELECT {_OF_NODE}, n.seq AS ended FROM nodes n
+WHERE n.status = 'superseded' AND n.status != 'active' AND NOT {_IS_SUPERSEDED}"""
+#: What a walk reads of each part: the columns of `Part`.
+_PARTS = f"""
+SELECT n.id, n.seq, n.timestamp, n.type, iif({_SUPERSEDER} IS NULL, n.status, 'superseded'), {_SUPERSEDER}
+FROM json_each(:ids) j CROSS JOIN nodes n ON n.id = j.value
+UNION ALL
+SELECT d.decision_id, d.seq, d.timestamp, 'decision', d.trace_status,
+       (SELECT "by" FROM trace_states s WHERE s.seq = d.status_seq)
+FROM json_each(:ids) j CROSS JOIN decisions d ON d.decision_id = j.value
+UNION ALL
+SELECT o.id, o.seq, o.timestamp, 'outcome', iif(o.status = 'PENDING', 'pending', 'active'), NULL
+FROM json_each(:ids) j CROSS JOIN outcomes o ON o.id = j.value
+"""
+#: The first links from each id. The index on `source` goes by `seq`, so a long list is not read whole.
+_FIRST_LINKS = """
+SELECT e.seq, e.source, e.type, e.target FROM json_each(:ids) j CROSS JOIN edges e ON e.seq IN (
+    SELECT seq FROM edges WHERE source = j.value AND type IN (SELECT value FROM json_each(:types))
+    ORDER BY seq LIMIT :most
+)"""
+_FIRST_OUTCOMES = """
+UNION ALL
+SELECT o.seq, o.decision_id, 'RESULTED_IN', o.id FROM json_each(:ids) j CROSS JOIN outcomes o ON o.seq IN (
+    SELECT seq FROM outcomes WHERE decision_id = j.value AND claimed IS NULL ORDER BY seq LIMIT :most
+)"""
+#: The columns of a link. `stated`: somebody recorded it; others follow from a record, whose id they have.
+LINK = (
+    *("id", "source", "type", "target", "seq", "at", "weight", "rationale"),
+    *("similarity", "how", "favourable", "stated"),
+)
+_LINK = (
+    "id, source, type, target, seq, timestamp AS at, weight, rationale, similarity, how, favourable, "
+    "1 AS stated"
+)
 
 
 def nodes(
@@ -74,15 +135,15 @@ def nodes(
 ) -> list[Record]:
     """Nodes as items, newest first, that match every given filter. Raises JournalError.
 
-    `since` and `until` are RFC 3339 wall times of the recording. The list of superseded nodes takes time for
-    each superseded node, not only for those of the page.
+    `since` and `until` are RFC 3339 wall times of the recording. Superseded nodes are in the order in which
+    they were superseded, the newest first.
     """
     given = {"session": session, "agent": agent, "type": type}
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    values["limit"] = limit
     # the first one has the fewest nodes; the plus sign keeps the index of the others from being chosen
-    conditions = [f"{'+' if number else ''}n.{name} = :{name}" for number, name in enumerate(values)]
-    if status is not None:
-        conditions.append(_OF_STATUS[status])
+    names = [name for name in given if name in values]
+    conditions = [f"{'+' if number else ''}n.{name} = :{name}" for number, name in enumerate(names)]
     bounds = {"since": (">=", instant(since, "since")), "until": ("<", instant(until, "until"))}
     span = [f"timestamp {sign} :{name}" for name, (sign, at) in bounds.items() if at is not None]
     if span:
@@ -90,9 +151,32 @@ def nodes(
         of_span = f"FROM nodes INDEXED BY nodes_timestamp WHERE {' AND '.join(span)}"
         conditions += [f"+n.{condition}" for condition in span]
         conditions.append(f"n.seq BETWEEN (SELECT min(seq) {of_span}) AND (SELECT max(seq) {of_span})")
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     with reader.snapshot() as connection:
-        return rows(connection, f"{_NODE}{where} ORDER BY n.seq DESC LIMIT :limit", values | {"limit": limit})
+        if status == "superseded":
+            return _superseded(connection, conditions, values, few=session is not None or agent is not None)
+        if status is not None:
+            conditions.append(_OF_STATUS[status])
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return rows(connection, f"{_NODE}{where} ORDER BY n.seq DESC LIMIT :limit", values)
+
+
+def _superseded(
+    connection: Connection, conditions: Sequence[str], values: dict[str, Any], *, few: bool
+) -> list[Record]:
+    """Superseded nodes under these conditions. `few`: the first of them leaves few nodes, so begin there."""
+    as_given = "".join(f" AND {condition}" for condition in conditions)
+    without_index = "".join(f" AND +{condition.lstrip('+')}" for condition in conditions)
+    matches = [
+        *rows(connection, f"{_AS_STATED}{without_index} ORDER BY n.seq DESC LIMIT :limit", values),
+        *rows(
+            connection,
+            f"{_BY_NODE if few else _BY_LINK}{as_given if few else without_index} "
+            "ORDER BY ended DESC LIMIT :limit",
+            values,
+        ),
+    ]
+    matches.sort(key=lambda node: int(node.pop("ended")), reverse=True)
+    return matches[: values["limit"]]
 
 
 def resolve(reader: Reader, id_or_end: str) -> str:
@@ -104,9 +188,12 @@ def resolve(reader: Reader, id_or_end: str) -> str:
         if end_of_edge(connection, id_or_end) is not None:
             return id_or_end
         if len(id_or_end) >= ENDING_CHARS:
-            values = {"start": -len(id_or_end), "end": id_or_end}
+            values = {"start": -len(id_or_end), "end": id_or_end, "last": id_or_end[-ENDING_CHARS:]}
             for column, table in (("id", "nodes"), ("decision_id", "decisions")):
-                sql = f"SELECT {column} AS id FROM {table} WHERE substr({column}, :start) = :end LIMIT 2"
+                sql = (
+                    f"SELECT {column} AS id FROM {table} WHERE {ENDING.format(column)} = :last "
+                    f"AND substr({column}, :start) = :end LIMIT 2"
+                )
                 matches = rows(connection, sql, values)
                 if len(matches) > 1:
                     raise JournalError(f"several {table} end in {id_or_end!r}; give the whole id")
@@ -133,12 +220,35 @@ def links_from(connection: Connection, ids: Sequence[str], types: Sequence[str] 
         for some in _pages(ids):
             made += rows(
                 connection,
-                "SELECT decision_id AS source, 'RESULTED_IN' AS type, id AS target, seq, timestamp AS at, "
-                "NULL AS weight, NULL AS rationale FROM outcomes WHERE claimed IS NULL AND decision_id IN "
+                "SELECT id, decision_id AS source, 'RESULTED_IN' AS type, id AS target, seq, "
+                "timestamp AS at, NULL AS weight, NULL AS rationale, NULL AS similarity, NULL AS how, "
+                "NULL AS favourable, 0 AS stated FROM outcomes WHERE claimed IS NULL AND decision_id IN "
                 f"({', '.join('?' * len(some))})",
                 tuple(some),
             )
     return sorted(made, key=_seq)
+
+
+def parts(connection: Connection, ids: Sequence[str]) -> dict[str, Part]:
+    """What is recorded under these ids, as `items`, but with the columns that a walk needs."""
+    by_id: dict[str, Part] = {}
+    for some in _pages(ids):
+        values = {"ids": msgspec.json.encode(some).decode()}
+        by_id |= {row[0]: Part._make(row) for row in connection.execute(_PARTS, values)}
+    return by_id
+
+
+def first_links(
+    connection: Connection, ids: Sequence[str], types: Sequence[str], most: int
+) -> dict[str, list[tuple[str, str]]]:
+    """The first `most` links of these types from each id: type and target, in order of recording."""
+    links: dict[str, list[tuple[str, str]]] = {id: [] for id in ids}
+    sql = _FIRST_LINKS + (_FIRST_OUTCOMES if "RESULTED_IN" in types else "")
+    for some in _pages(ids):
+        values = {"ids": msgspec.json.encode(some).decode(), "types": msgspec.json.encode(types).decode()}
+        for _, source, type, target in sorted(connection.execute(sql, values | {"most": most})):
+            links[source].append((type, target))
+    return {id: list_[:most] for id, list_ in links.items()}
 
 
 def links_to(connection: Connection, ids: Sequence[str], types: Sequence[str] = ()) -> list[Record]:

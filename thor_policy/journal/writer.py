@@ -500,11 +500,14 @@ class Journal:
         for number, prepared in enumerate(batch):
             try:
                 checked = self._checked(prepared, placed, tasks, number)
+                along = self._checked_along(prepared, placed)
             except RequestError as objection:
                 objections[number] = objection
                 places.append(0)
             else:
                 places.append(placed.add(checked))
+                for event in along:
+                    placed.add(event)
         self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         placed.write(self._connection)
@@ -579,6 +582,16 @@ class Journal:
         if (objection := self._objection(prepared.event, placed)) is not None:
             raise objection
         return self._if_own(prepared, placed)
+
+    def _checked_along(self, prepared: Prepared, placed: Placed) -> list[Prepared]:
+        """What is recorded along with an event, none of it yet. Raises RequestError if any must not be."""
+        if not (along := prepared.event.along):
+            return []
+        with placed.graph.supposing(prepared.event):
+            for event in along:
+                if (objection := self._objection(event, placed)) is not None:
+                    raise objection
+        return [prepare(event, prepared.put_ns) for event in along]
 
     def _objection(self, event: Event, placed: Placed) -> RequestError | None:
         """Why an event must not be recorded; None if it may be."""

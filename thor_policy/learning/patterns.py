@@ -16,32 +16,36 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Literal, TypeAlias
+from typing import Literal
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
-from thor_policy.core.requests import Evaluation, Json
-from thor_policy.core.sources import Consulted
 from thor_policy.journal import statistics
-from thor_policy.journal.events import consulted_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
+from thor_policy.learning.cases import MOST_DECISIONS as MOST_DECISIONS
+from thor_policy.learning.cases import PLAIN, Case, Value, case_of, newest_rows
 from thor_policy.learning.corrections import Rate, is_corrected, rates_of, trend_of
+from thor_policy.learning.exceptions import (
+    CounterExample,
+    Exceptions,
+    by_reason,
+    case_features,
+    gather,
+    nearest,
+    reason_words,
+)
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import as_yaml
 from thor_policy.policy.rules import Rule
 
-#: Most decisions that are read, the newest ones: each costs an evaluation of all rules.
-MOST_DECISIONS = 20_000
-#: Least cases of a pattern that is reported, and of one that gets a proposed rule.
+#: Least cases of a pattern that is reported, and by default of one that gets a proposed rule.
 SHOWN_FROM, PROPOSED_FROM = 3, 15
 #: Cases that share at least this part of their facts and words are similar.
 ALIKE = 0.5
@@ -58,49 +62,30 @@ CANNOT_SEE = (
     "reasons: what cases have in common need not be why reviewers corrected them",
     "facts of exceptions that name no decision taken here",
 )
-#: A text that a condition may quote.
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/@+-]{0,39}")
-#: An expression that uses a time.
-_CLOCK = re.compile(r"\bnow\b|\bstated_times\b|\bcontext\.time(stamp)?\b")
-_PAGE = 1_000
 #: Decisions that the rarity of a condition is measured on.
 _SAMPLE = 2_000
 
-Kind = Literal["correction", "exception"]
-Value: TypeAlias = bool | int | float | str
-
-
-class Case(Struct, frozen=True, kw_only=True):
-    """A decision as the search sees it.
-
-    `outcome` is what was decided, `right` the corrected outcome, or `outcome` again if nobody corrected it.
-    `values` are the facts and plain parts of the request, by their CEL expression.
-    """
-
-    decision_id: str
-    seq: int
-    at: str
-    outcome: str
-    right: str
-    reviewed: bool
-    evaluation: Evaluation
-    sources: tuple[Consulted, ...] = ()
-    floor: Floor
-    values: dict[str, Value]
-    words: frozenset[str]
-    clauses: tuple[str, ...] = ()
-    reason: str = ""
+Kind = Literal["correction", "exception", "accepted"]
+#: Who gave the outcome of the cases, in the reason of a proposed rule.
+_WHO: dict[Kind, str] = {
+    "correction": "Reviewers answered",
+    "exception": "Exceptions were made to",
+    "accepted": "People at the agent answered",
+}
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
     """A rule that would have answered these cases, as text for the pack's rules.yaml.
 
     `changes` counts the past decisions that it would change, by change. Of those, `agree` match their review,
-    `against` contradict it, and `unreviewed` have none.
+    `against` contradict it, and `unreviewed` have none; `loosened` are allowed now and were not, all others
+    got stricter.
     """
 
     rule: str
     changes: dict[str, int]
+    loosened: int
+    tightened: int
     agree: int
     against: int
     unreviewed: int
@@ -110,8 +95,9 @@ class Proposal(Struct, frozen=True, kw_only=True):
 class Pattern(Struct, frozen=True, kw_only=True):
     """Similar cases with the same change.
 
-    `common` are conditions that hold in all of them, the rarest in other decisions first. `why_not` says why
-    there is no proposal.
+    `common` are conditions that hold in all of them, the rarest in other decisions first. `reasons` are words
+    that every stated reason has. `why_not` says why there is no proposal. `counter_examples` are the nearest
+    decisions that the proposed outcome would be wrong for; only a pattern that may get a proposal has them.
     """
 
     kind: Kind
@@ -122,6 +108,8 @@ class Pattern(Struct, frozen=True, kw_only=True):
     common: tuple[str, ...]
     proposal: Proposal | None = None
     why_not: str | None = None
+    reasons: tuple[str, ...] = ()
+    counter_examples: tuple[CounterExample, ...] = ()
 
 
 class Patterns(Struct, frozen=True, kw_only=True):
@@ -136,6 +124,8 @@ class Patterns(Struct, frozen=True, kw_only=True):
     trend: tuple[tuple[str, int, int], ...]
     #: Exceptions that are left out: their callers have no role that lets them count.
     claimed: int
+    #: Exceptions that are left out because a later decision overturned them.
+    overturned: int = 0
     cannot_see: tuple[str, ...] = CANNOT_SEE
 
 
@@ -144,36 +134,40 @@ def find(
     pack: Pack,
     *,
     since: str | None = None,
+    proposed_from: int = PROPOSED_FROM,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Patterns:
     """Patterns in the decisions since a time (RFC 3339), by the rules of `pack`. Raises JournalError.
 
-    `progress` is called with the number of decisions evaluated so far.
+    `proposed_from` is the least number of cases that get a proposed rule. `progress` is called with the
+    number of decisions evaluated so far.
     """
-    rows, complete = _rows(reader, since)
+    rows, lifted, complete = newest_rows(reader, since)
     reviewed = [row for row in rows if row["reviewed"] and row["tier"] in ("model", "cache", "rule")]
     cases: dict[str, Case] = {}
     evaluated = 0
     for row in rows:
-        if (case := _case(reader, row, pack)) is not None:
+        if (case := case_of(reader, row, pack)) is not None:
             cases[case.decision_id] = case
         progress(evaluated := evaluated + 1)
     patterns: list[Pattern] = []
-    exceptions, unresolved = _exceptions(reader, rows, cases, pack)
+    exceptions = gather(reader, (*rows, *lifted), cases, pack)
     corrections = [case for case in cases.values() if case.reviewed and case.right != case.outcome]
-    pairs: tuple[tuple[Kind, list[Case]], ...] = (("correction", corrections), ("exception", exceptions))
+    pairs: tuple[tuple[Kind, list[Case]], ...] = (
+        ("correction", corrections),
+        ("exception", exceptions.cases),
+    )
     for kind, wrong in pairs:
-        for similar in _similar(wrong):
-            patterns.append(_pattern(kind, similar, cases, pack))
-            progress(evaluated := evaluated + len(cases) * (len(similar) >= PROPOSED_FROM))
+        for similar in _similar(wrong, by_reasons=kind == "exception"):
+            patterns.append(_pattern(kind, similar, cases, pack, proposed_from))
+            progress(evaluated := evaluated + len(cases) * (len(similar) >= proposed_from))
+    patterns += _of_unresolved(exceptions)
     return Patterns(
         looked_at=len(rows),
         complete=complete,
         reviewed=len(reviewed),
         corrected=sum(is_corrected(row) for row in reviewed),
-        patterns=tuple(
-            sorted((*patterns, *unresolved), key=lambda pattern: (-len(pattern.cases), pattern.cases))
-        ),
+        patterns=tuple(sorted(patterns, key=lambda pattern: (-len(pattern.cases), pattern.cases))),
         rates={
             "actor type": rates_of(
                 reviewed, lambda row: [row["actor"].partition(":")[0]] if row["actor"] else []
@@ -183,110 +177,44 @@ def find(
         },
         trend=trend_of(reviewed),
         claimed=statistics.claims(reader, since=since)["exceptions"],
+        overturned=exceptions.overturned,
     )
 
 
-# ---------------------------------------------------------------- reading
+def of_accepted(
+    reader: Reader,
+    pack: Pack,
+    accepted: Collection[str],
+    rows: Sequence[Record],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Pattern, ...]:
+    """Patterns in decisions that people let pass though the pack did not, among `rows` by the same pack.
 
-
-def _rows(reader: Reader, since: str | None) -> tuple[list[Record], bool]:
-    """The newest decisions that no approval lifted, and whether they are all."""
-    rows: list[Record] = []
-    before = None
-    while len(rows) < MOST_DECISIONS:
-        page = reader.decisions(limit=_PAGE, before=before, since=since, counted=True)
-        rows += [row for row in page if row["approval_task"] is None]
-        if len(page) < _PAGE:
-            return rows, True
-        before = page[-1]["decision_id"]
-    return rows, False
-
-
-def _sources(reader: Reader, row: Record) -> tuple[Consulted, ...]:
-    """What sources said for a decision."""
-    event = reader.trace(row["decision_id"])["event"]
-    return consulted_of(event["body"], event["private"] or {})
-
-
-def _case(reader: Reader, row: Record, pack: Pack) -> Case | None:
-    """The case of a decision that this pack took here and that is not erased; None for any other.
-
-    None too if the pack does not have the outcome: its order then says nothing.
+    `accepted` are their ids. A proposed rule answers with the loosest outcome, and was evaluated on all rows.
     """
-    ours = (row["prompt_version"] or "").startswith(f"{pack.info.name}@")
-    right = row["review_decision"] if is_corrected(row) else row["decision"]
-    if not ours or row["situation"] is None or row["tier"] not in ("model", "cache", "rule"):
-        return None
-    if not {row["decision"], right} <= set(pack.labels):
-        return None
-    evaluation = msgspec.convert(row["situation"], Evaluation)
-    received_at = datetime.fromisoformat(row["timestamp"]).timestamp()
-    sources = _sources(reader, row) if pack.manifest.sources else ()
-    floor = pack.book.apply(evaluation, received_at, sources=sources)
-    values, words = _features(evaluation, floor, pack)
-    return Case(
-        decision_id=row["decision_id"],
-        seq=row["seq"],
-        at=row["timestamp"],
-        outcome=row["decision"],
-        right=right,
-        reviewed=bool(row["reviewed"]),
-        evaluation=evaluation,
-        sources=sources,
-        floor=floor,
-        values=values,
-        words=words,
-        clauses=tuple(row["clauses"] or ()),
-        reason=row["review_reasoning"] or "",
-    )
+    cases: dict[str, Case] = {}
+    for number, row in enumerate(rows, 1):
+        if (case := case_of(reader, row, pack)) is not None:
+            cases[case.decision_id] = case
+        progress(number)
+    let_pass = [
+        replace(case, right=pack.loosest, reviewed=True)
+        for case in cases.values()
+        if case.decision_id in accepted and not (case.reviewed and case.right != pack.loosest)
+    ]
+    similar = [
+        _pattern("accepted", group, cases, pack, PROPOSED_FROM)
+        for group in _similar(let_pass, by_reasons=False)
+    ]
+    return tuple(sorted(similar, key=lambda pattern: (-len(pattern.cases), pattern.cases)))
 
 
-def _features(evaluation: Evaluation, floor: Floor, pack: Pack) -> tuple[dict[str, Value], frozenset[str]]:
-    """Facts and plain values by their CEL expression, and the words of the pack's text fields.
-
-    The subject's id is no value: a rule must not be about one person. Nor is a number that uses a time: it
-    grows with time, whatever the request.
-    """
-    values: dict[str, Value] = {
-        "subject.type": evaluation.subject.type,
-        "action.name": evaluation.action.name,
-        "resource.type": evaluation.resource.type,
-        "resource.id": evaluation.resource.id,
-        **{
-            name: value
-            for name, value in floor.facts.items()
-            if isinstance(value, bool | str) or not _CLOCK.search(pack.manifest.facts[name])
-        },
-    }
-    request, words = msgspec.to_builtins(evaluation), set[str]()
-    for field in pack.manifest.fields:
-        value: Json = request
-        for part in field.value.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if field.value in values or field.value == "subject.id" or not isinstance(value, str):
-            continue
-        if _PLAIN.fullmatch(value):
-            values[f'given("{field.value}", "")'] = value
-        words.update(value.lower().split())
-    return values, frozenset(words)
+# ---------------------------------------------------------------- patterns
 
 
-def _exceptions(
-    reader: Reader, rows: Sequence[Record], cases: Mapping[str, Case], pack: Pack
-) -> tuple[list[Case], list[Pattern]]:
-    """Exceptions that name one decision taken here, as cases of it; patterns of all others by their words."""
-    named: dict[str, Case] = {}
-    unresolved: list[tuple[Record, frozenset[str]]] = []
-    for row in rows:
-        if not row["is_exception"]:
-            continue
-        precedents = reader.trace(row["decision_id"])["event"]["body"].get("precedents", [])
-        about = [cases[precedent] for precedent in precedents if precedent in cases]
-        if len(about) == 1 and row["decision"] in pack.labels and row["decision"] != about[0].outcome:
-            named[about[0].decision_id] = replace(about[0], right=row["decision"], reviewed=True)
-        elif row["situation"] is not None:
-            unresolved.append((row, _features_of_report(row)))
-    patterns = []
+def _of_unresolved(exceptions: Exceptions) -> list[Pattern]:
+    """Patterns of the exceptions whose facts are not known, by their words."""
+    patterns, unresolved = [], exceptions.unresolved
     for group in similarity.groups([features for _, features in unresolved], ALIKE):
         if len(group) < SHOWN_FROM:
             continue
@@ -304,46 +232,46 @@ def _exceptions(
                 why_not="none names exactly one decision taken here that it changes, so no facts are known",
             )
         )
-    return list(named.values()), patterns
+    return patterns
 
 
-def _features_of_report(row: Record) -> frozenset[str]:
-    """Type, outcome, plain context values and words of a reported exception."""
-    situation, features = row["situation"], {f"type={row['decision_type']}", f"outcome={row['decision']}"}
-    context = situation.get("context") or {}
-    features |= {f"context.{name}={value}" for name, value in context.items() if isinstance(value, Value)}
-    text = f"{situation.get('prompt') or ''} {row['reasoning'] or ''}"
-    return frozenset(features | set(text.lower().split()))
-
-
-# ---------------------------------------------------------------- patterns
-
-
-def _similar(wrong: Sequence[Case]) -> Iterable[list[Case]]:
+def _similar(wrong: Sequence[Case], *, by_reasons: bool) -> Iterable[list[Case]]:
     """Groups of cases with the same change and similar facts and words, the largest of a change first."""
     by_change: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in sorted(wrong, key=lambda case: case.seq):
         by_change[case.outcome, case.right].append(case)
     for changed in by_change.values():
-        features = [
-            case.words
-            | {f"{name}={value}" for name, value in case.values.items() if value and type(value) is not float}
-            for case in changed
-        ]
-        for group in similarity.groups(features, ALIKE):
-            if len(group) >= SHOWN_FROM:
-                yield [changed[index] for index in group]
+        for group in similarity.groups([case_features(case) for case in changed], ALIKE):
+            alike = [changed[index] for index in group]
+            for similar in by_reason(alike) if by_reasons else [alike]:
+                if len(similar) >= SHOWN_FROM:
+                    yield similar
 
 
-def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pack: Pack) -> Pattern:
-    """The pattern of these cases, with a proposed rule from `PROPOSED_FROM` cases on."""
+def _pattern(
+    kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pack: Pack, proposed_from: int
+) -> Pattern:
+    """The pattern of these cases, with a proposed rule from `proposed_from` cases on."""
     conditions = _conditions(similar)
     proposal: Proposal | None = None
-    why_not: str | None = f"a rule is proposed from {PROPOSED_FROM} cases on"
-    if len(similar) >= PROPOSED_FROM:
-        proposal, why_not = _proposal(similar, conditions, cases, pack)
+    why_not: str | None = f"a rule is proposed from {proposed_from} cases on"
+    counter_examples: tuple[CounterExample, ...] = ()
+    if len(similar) >= proposed_from:
+        others = _others(similar, cases, pack)
+        proposal, why_not = _proposal(kind, similar, conditions, others, cases, pack)
+        counter_examples = tuple(
+            CounterExample(
+                decision_id=case.decision_id,
+                right=case.right,
+                reviewed=case.reviewed,
+                similarity=round(likeness, 3),
+                differs=tuple(condition.text for condition in conditions if not condition.holds(case)),
+            )
+            for case, likeness in nearest(similar, others)
+        )
     sample = list(islice(cases.values(), _SAMPLE))
     conditions.sort(key=lambda condition: (sum(map(condition.holds, sample)), condition.text))
+    stated = [words for case in similar if (words := reason_words(case.reason))]
     return Pattern(
         kind=kind,
         change=f"{similar[0].outcome} -> {similar[0].right}",
@@ -353,7 +281,20 @@ def _pattern(kind: Kind, similar: Sequence[Case], cases: Mapping[str, Case], pac
         common=tuple(condition.text for condition in conditions),
         proposal=proposal,
         why_not=why_not,
+        reasons=tuple(sorted(frozenset.intersection(*stated))) if stated else (),
+        counter_examples=counter_examples,
     )
+
+
+def _others(similar: Sequence[Case], cases: Mapping[str, Case], pack: Pack) -> list[Case]:
+    """The other decisions that the outcome of these cases would be wrong for."""
+    behind, wanted = {case.decision_id for case in similar}, similar[0].right
+    tightens = pack.book.stricter(similar[0].outcome, wanted) == wanted
+
+    def would_change(case: Case) -> bool:
+        return (pack.book.stricter(case.right, wanted) if tightens else wanted) != case.right
+
+    return [case for case in cases.values() if case.decision_id not in behind and would_change(case)]
 
 
 class _Condition(Struct, frozen=True, kw_only=True):
@@ -381,7 +322,7 @@ def _conditions(similar: Sequence[Case]) -> list[_Condition]:
         if kinds <= {bool} and len(set(values)) == 1:
             sign = "" if values[0] else "!"
             conditions.append(_Condition(text=f"{sign}{expression}", expression=expression, equal=values[0]))
-        elif kinds == {str} and len(set(values)) == 1 and _PLAIN.fullmatch(str(values[0])):
+        elif kinds == {str} and len(set(values)) == 1 and PLAIN.fullmatch(str(values[0])):
             text = f"{expression} == {json.dumps(values[0])}"
             conditions.append(_Condition(text=text, expression=expression, equal=values[0]))
         elif kinds == {int} or kinds == {float}:
@@ -396,7 +337,12 @@ def _conditions(similar: Sequence[Case]) -> list[_Condition]:
 
 
 def _proposal(
-    similar: Sequence[Case], conditions: Sequence[_Condition], cases: Mapping[str, Case], pack: Pack
+    kind: Kind,
+    similar: Sequence[Case],
+    conditions: Sequence[_Condition],
+    others: Sequence[Case],
+    cases: Mapping[str, Case],
+    pack: Pack,
 ) -> tuple[Proposal | None, str | None]:
     """A rule for these cases and its effect; or None and the reason."""
     right = similar[0].right
@@ -410,12 +356,6 @@ def _proposal(
         pack.book.stricter(case.floor.outcome, right) == case.floor.outcome for case in similar
     ):
         return None, "the rules of today demand it already"
-    behind = {case.decision_id for case in similar}
-
-    def would_change(case: Case) -> bool:
-        return (pack.book.stricter(case.right, right) if tightens else right) != case.right
-
-    others = [case for case in cases.values() if case.decision_id not in behind and would_change(case)]
     if not others:
         return None, "there are no other decisions to distinguish these cases from"
     chosen, against, left = _distinguishing(conditions, others, most=int(FEW_OTHERS * len(others)))
@@ -429,7 +369,7 @@ def _proposal(
         id=f"proposed-{hashlib.sha256(f'{when} {right}'.encode()).hexdigest()[:8]}",
         when=when,
         outcome=right,
-        because=f"Reviewers answered {right} in {len(similar)} cases of this kind.",
+        because=f"{_WHO[kind]} {right} in {len(similar)} cases of this kind.",
         clause=_clause(similar, pack),
         final=not tightens,
     )
@@ -486,6 +426,7 @@ def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Pro
             f"lint refuses the rule that fits, {rule.when}: {error_found.where}: {error_found.message}",
         )
     changes: Counter[str] = Counter()
+    loosened = 0
     verdicts: Counter[str] = Counter()
     for case in cases.values():
         received_at = datetime.fromisoformat(case.at).timestamp()
@@ -495,6 +436,7 @@ def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Pro
         after = pack.book.stricter(case.outcome, rule.outcome) if not rule.final else rule.outcome
         if after != case.outcome and (not rule.final or floor.final):
             changes[f"{case.outcome} -> {after}"] += 1
+            loosened += pack.book.stricter(case.outcome, after) == case.outcome
             verdicts["agree" if after == case.right else "against" if case.reviewed else "unreviewed"] += 1
     if not changes:
         return (
@@ -504,6 +446,8 @@ def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Pro
     return Proposal(
         rule=as_yaml([rule]),
         changes=dict(changes.most_common()),
+        loosened=loosened,
+        tightened=changes.total() - loosened,
         agree=verdicts["agree"],
         against=verdicts["against"],
         unreviewed=verdicts["unreviewed"],

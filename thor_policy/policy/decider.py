@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -88,7 +88,7 @@ class Policy:
     probabilities of that pack; None: they stay uncalibrated. `rule_budget_ms` is the processor time that the
     rules of one request may take, in milliseconds; None, for replays and trials: neither it nor the deadline
     stops rules, so that no clock decides. `approvals` are those of the daemon; without them no outcome is
-    lifted.
+    lifted. `on_judged` gets each decision, on the thread that made it, and must not block.
     """
 
     def __init__(
@@ -103,8 +103,10 @@ class Policy:
         cache: ScoreCache | None = None,
         calibration: Calibration | None = None,
         approvals: Approvals | None = None,
+        on_judged: Callable[[Request, Resident, Decision], None] | None = None,
     ) -> None:
         self.engine = engine
+        self._on_judged = on_judged
         self._approvals = approvals
         self._max_explanations = max_explanations
         self._max_shadows = max_shadows
@@ -290,6 +292,8 @@ class Policy:
             self._begin_explanation(resident, request, decision, scored)
         if self.residents.shadow is not None and resident is self.residents.active:
             self._remember_for_shadow(request, decision)
+        if self._on_judged is not None:
+            self._on_judged(request, resident, decision)
         return decision
 
     def _judge_of(self, request: Request, residents: Residents) -> Resident:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
+from typing import Literal
 
 from thor_policy.core.decisions import Decision, Explanation, Fault, Floor
 from thor_policy.core.engine import WrittenExplanation
@@ -126,6 +127,15 @@ def fault_of(
         return "rule"
     if _states_another_outcome(pack.labels, outcome, sentence):
         return "outcome"
+    return invented(pack, evaluation, floor, sentence)
+
+
+def invented(
+    pack: Pack, evaluation: Evaluation, floor: Floor, sentence: str
+) -> Literal["empty", "number", "name"] | None:
+    """The fault of a sentence that says nothing, or what neither question nor policy says; None: it holds."""
+    if not sentence.strip():
+        return "empty"
     policy = " ".join((*pack.clauses, *pack.clauses.values(), *pack.labels, *pack.manifest.classifications))
     shown = " ".join(_strings(pack.shown_values(evaluation)))
     known = f"{pack.brief_question(evaluation, floor)} {shown} {policy}"

@@ -6,18 +6,21 @@ passed every check that does not need the daemon. Pure; any thread.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.records import OP_OF, RECORDS
-from thor_policy.core.requests import Annotations, Evaluation, Explain
+from thor_policy.core.requests import Annotations, Enrich, Evaluation, Explain, Role
+from thor_policy.core.searches import Search
 from thor_policy.core.sources import Push
 
 PROTOCOL_VERSION = 1
+#: For whom a request can be relayed: the holder of a bearer token, or of a certificate.
+BEHALF = r"^(token|cert):[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 #: The HTTP status of each error code, as in AuthZEN.
 HTTP_STATUS: dict[ErrorCode, int] = {
     "bad_request": 400,
@@ -34,7 +37,25 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "status", "metrics", *RECORDS, "approvals", "similar", "push", "maintenance", "control")
+OPS = (
+    "evaluate",
+    "search",
+    "status",
+    "metrics",
+    *RECORDS,
+    "approvals",
+    "similar",
+    "push",
+    "maintenance",
+    "control",
+)
+
+
+class Behalf(Struct, frozen=True, kw_only=True):
+    """Whose request a caller with the role `relay` sends, and the roles of that one: the member `as`."""
+
+    name: Annotated[str, Meta(pattern=BEHALF)]
+    roles: Annotated[tuple[Role, ...], Meta(max_length=len(get_args(Role)))]
 
 
 class Idempotency(Struct, frozen=True, kw_only=True):
@@ -54,6 +75,7 @@ class EvaluateRequest(Struct, frozen=True, kw_only=True):
     pack: str | None
     annotations: Annotations
     idempotency: Idempotency | None = None
+    enrich: Enrich = "auto"
 
 
 #: When a batch may stop early (AuthZEN evaluations semantics).
@@ -98,6 +120,14 @@ class SimilarRequest(Struct, frozen=True, kw_only=True):
     query: SimilarQuery
 
 
+class SearchRequest(Struct, frozen=True, kw_only=True):
+    """A search by the rules of `pack` (None: of the active one)."""
+
+    id: str
+    search: Search
+    pack: str | None
+
+
 class MaintenanceRequest(Struct, frozen=True, kw_only=True):
     """A request for long work on the journal."""
 
@@ -126,6 +156,7 @@ Message: TypeAlias = (
     | RecordRequest
     | ApprovalsRequest
     | SimilarRequest
+    | SearchRequest
     | PushRequest
     | MaintenanceRequest
     | ControlRequest
@@ -144,6 +175,8 @@ def op_of(message: Message) -> str:
         return "approvals"
     if isinstance(message, SimilarRequest):
         return "similar"
+    if isinstance(message, SearchRequest):
+        return "search"
     if isinstance(message, ControlRequest):
         return "control"
     return "maintenance" if isinstance(message, MaintenanceRequest) else "evaluate"

@@ -13,10 +13,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Meta, Struct
 from msgspec.structs import replace
 
 from thor_policy.core import graph, records, strict_json
@@ -27,18 +27,21 @@ from thor_policy.core.requests import (
     RISKS,
     Action,
     Annotations,
+    Enrich,
     Entity,
     Evaluation,
     Explain,
     Json,
     is_time,
 )
+from thor_policy.core.searches import Search, Target
 from thor_policy.core.sources import Push
 from thor_policy.core.traces import REQUIREMENTS, cure_of
 from thor_policy.protocol.messages import (
     OPS,
     PROTOCOL_VERSION,
     ApprovalsRequest,
+    Behalf,
     ControlRequest,
     EvaluateBatchRequest,
     EvaluateRequest,
@@ -47,6 +50,7 @@ from thor_policy.protocol.messages import (
     Message,
     PushRequest,
     RecordRequest,
+    SearchRequest,
     Semantic,
     SimilarRequest,
     StatusRequest,
@@ -65,12 +69,13 @@ MAX_PATH_BYTES, MAX_PART_BYTES = 4_095, 255
 MAX_NAME_CHARS = 256
 
 
-class _Envelope(Struct, frozen=True):
+class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     v: Any = UNSET
     id: Any = ""
     op: Any = "evaluate"
     deadline_ms: Any = UNSET
     explain: Any = "none"
+    enrich: Any = "auto"
     pack: Any = UNSET
     idempotency_key: Any = UNSET
     annotations: Any = UNSET
@@ -79,6 +84,9 @@ class _Envelope(Struct, frozen=True):
     evaluations: Any = UNSET
     options: Any = UNSET
     record: Any = UNSET
+    as_: Any = UNSET
+    target: Any = UNSET
+    page: Any = UNSET
 
 
 #: An error message of msgspec: the problem, and its place at the end, after text that may be hostile.
@@ -101,6 +109,13 @@ class _Head(Struct, frozen=True):
 _heads = msgspec.json.Decoder(_Head)
 
 
+class _Relayed(Struct, frozen=True, rename={"as_": "as"}):
+    as_: Any = None
+
+
+_relayed = msgspec.json.Decoder(_Relayed)
+
+
 # ---------------------------------------------------------------- requests
 
 
@@ -111,8 +126,11 @@ def decode_request(
     max_deadline_ms: int,
     texts: TextLimits = DEFAULT_LIMITS,
     authorise: Callable[[str], None] = lambda op: None,
+    relayed: bool = False,
 ) -> Message:
     """Decode the message in `frame`. Raises RequestError; `recover_request_id` gives the id for the reply.
+
+    `relayed`: its member `as` was read by `behalf_in` and allowed; otherwise it may have none.
 
     `authorise` is called with the op before the members of the request are checked, and may raise. `texts`
     bounds the texts of questions; those of records are bounded by their types.
@@ -130,12 +148,17 @@ def decode_request(
     _check_name(envelope.id, "id", empty=True)
     if envelope.op not in OPS:
         raise RequestError("bad_request", f"op: must be one of {', '.join(OPS)}")
+    if envelope.as_ is not UNSET and not relayed:
+        raise RequestError(
+            "unauthorized",
+            "as: needs the role relay, which this caller does not have; see the setting `roles`",
+        )
     authorise(envelope.op)
     if envelope.op in ("status", "metrics"):
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _check_name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("approvals", "similar", "push", "maintenance", "control"):
+        if envelope.op in ("approvals", "search", "similar", "push", "maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
@@ -144,6 +167,8 @@ def decode_request(
         raise RequestError("bad_request", f"deadline_ms: must be a whole number from 1 to {max_deadline_ms}")
     if envelope.op == "evaluate":
         return _decode_evaluate(envelope, deadline_ms, TextCheck(frame, texts))
+    if envelope.op == "search":
+        return _decode_search(envelope, TextCheck(frame, texts))
     if envelope.op == "approvals":
         raw = {} if envelope.record is UNSET else _record_member(envelope)
         return ApprovalsRequest(id=envelope.id, query=_convert(raw, records.ApprovalQuery, "record"))
@@ -164,6 +189,24 @@ def decode_request(
     )
 
 
+def behalf_in(frame: bytes, max_bytes: int) -> Behalf | None:
+    """Whose request a frame is, where a relay sends it; None if it does not say so, or cannot be read.
+
+    Raises RequestError. The rest of the frame is not checked.
+    """
+    if len(frame) > max_bytes:
+        return None
+    try:
+        raw = _relayed.decode(frame).as_
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if raw is None:
+        return None
+    _check_limits(raw, "as")
+    behalf: Behalf = _convert(raw, Behalf, "as")
+    return behalf
+
+
 def recover_request_id(frame: bytes, max_bytes: int) -> str:
     """The request id in a frame that could not be decoded; empty if it cannot be read."""
     if len(frame) > max_bytes:
@@ -180,6 +223,8 @@ def _decode_evaluate(
 ) -> EvaluateRequest | EvaluateBatchRequest:
     if envelope.explain not in get_args(Explain):
         raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
+    if envelope.enrich not in get_args(Enrich):
+        raise RequestError("bad_request", f"enrich: must be one of {', '.join(get_args(Enrich))}")
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
@@ -199,6 +244,7 @@ def _decode_evaluate(
             id=envelope.id,
             evaluation=evaluation,
             explain=envelope.explain,
+            enrich=envelope.enrich,
             deadline_ms=deadline_ms,
             pack=pack,
             annotations=annotations,
@@ -262,6 +308,40 @@ def _decode_batch(
         except RequestError as error:
             decoded.append(error)
     return EvaluateBatchRequest(id=envelope.id, items=tuple(decoded), semantic=semantic)
+
+
+#: What stands at the target of a search until a candidate takes its place.
+_OPEN = "any"
+
+
+class _PageOptions(Struct, frozen=True):
+    limit: Annotated[int, Meta(ge=0)] | None = None
+    token: Annotated[str, Meta(max_length=4_096)] | None = None
+
+
+def _decode_search(envelope: _Envelope, texts: TextCheck) -> SearchRequest:
+    """A search: `request` is a question, whose target's own id or name is not read."""
+    if envelope.target not in get_args(Target):
+        raise RequestError("bad_request", f"target: must be one of {', '.join(get_args(Target))}")
+    if envelope.pack is not UNSET:
+        _check_name(envelope.pack, "pack")
+    pack = None if envelope.pack is UNSET else envelope.pack
+    if not isinstance(envelope.request, dict):
+        raise RequestError("bad_request", "request: must be an object")
+    raw, target = dict(envelope.request), envelope.target
+    if target == "action":
+        raw["action"] = {"name": _OPEN}
+    elif isinstance(raw.get(target), dict):
+        raw[target] = raw[target] | {"id": _OPEN}
+    texts.check(raw, "request", pack=pack)
+    page: _PageOptions = _convert({} if envelope.page is UNSET else envelope.page, _PageOptions, "page")
+    search = Search(
+        target=target,
+        evaluation=evaluation_of(raw, "request"),
+        limit=page.limit,
+        token=page.token or None,
+    )
+    return SearchRequest(id=envelope.id, search=search, pack=pack)
 
 
 def _idempotency(envelope: _Envelope, content: Any, number: int | None = None) -> Idempotency | None:
@@ -423,6 +503,8 @@ def _problem_in_graph(record: records.Record) -> str | None:
                 return f"{field}: is for nodes of the type actor only; leave it out"
         if record.type == "actor" and record.actor_type is None:
             return "actor_type: is missing; a node of the type actor needs it"
+        if record.rationale is not None and record.supersedes is None:
+            return "rationale: says why a node supersedes another; leave it out, or give supersedes too"
         return graph.problem_of_node(record.type)
     if isinstance(record, records.Edge):
         for field, types in graph.FIELDS_OF.items():

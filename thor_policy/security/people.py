@@ -1,8 +1,8 @@
 """People: whom the kernel's uid or a CURVE key stands for, when approvals are given.
 
-Owns the setting `people`. Invariant: who approves is never read from a request; a caller without an entry is
-nobody. Several callers of one name are one person. User names are resolved when the settings are read. Main
-thread.
+Owns the setting `people`. Invariant: who approves is never read from a request, except from one of a caller
+with the role `relay`, which says for whom it sends it; a caller without an entry is nobody. Several callers
+of one name are one person. User names are resolved when the settings are read. Main thread.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class People:
                     )
 
     def of(self, caller: Caller) -> Person | None:
-        """The person that a caller is; None: nobody."""
-        name = self._name_of.get(caller.who or "")
+        """The person that a caller is; None: nobody. A relayed request is of whom it was sent for."""
+        name = self._name_of.get(caller.on_behalf_of or caller.sender or "")
         return None if name is None else self._by_name[name]
 
     def named(self, name: str) -> Person | None:
@@ -80,8 +80,8 @@ class People:
 
 def _callers(entry: str, kind: str, who: str) -> tuple[list[str], list[str]]:
     """The callers of an entry, as `Caller.who`, and what else they are called."""
-    if kind == "key":
-        return [f"key:{who}"], [f"key:{who}", who]
+    if kind in ("key", "token", "cert"):
+        return [f"{kind}:{who}"], [f"{kind}:{who}", who]
     if kind == "uid":
         uid = int(who)
         try:

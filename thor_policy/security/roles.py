@@ -25,6 +25,7 @@ ROLE_OF: dict[str, Role | None] = {
     "status": None,
     "metrics": None,
     "evaluate": "ask",
+    "search": "ask",
     "decision_report": "record",
     "consultation": "record",
     "outcome": "record",
@@ -143,9 +144,28 @@ def authorise(op: str, caller: Caller, roles: Collection[Role]) -> None:
     if needed in roles or (needed is None and roles):
         return
     holder = f"the key {caller.key!r}" if caller.key is not None else f"uid {caller.uid}"
+    if caller.on_behalf_of is not None:
+        raise RequestError(
+            "unauthorized",
+            f"op: {op} needs the role {needed or 'of any kind'}, which {caller.on_behalf_of} and {holder}, "
+            "which relays its request, do not both have; see `thorpolicy tokens new` and the setting `roles`",
+        )
     role = f"the role {needed}" if needed is not None else f"one of the roles {', '.join(get_args(Role))}"
     cure = "see `thorpolicy keys new`" if caller.key is not None else "see the setting `roles`"
     raise RequestError("unauthorized", f"op: {op} needs {role}, which {holder} does not have; {cure}")
+
+
+def relayed(roles: Collection[Role], wanted: Collection[Role]) -> frozenset[Role]:
+    """The roles of a request that a caller with `roles` sends for somebody with the roles `wanted`.
+
+    Raises RequestError `unauthorized` where the caller may not relay.
+    """
+    if "relay" not in roles:
+        raise RequestError(
+            "unauthorized",
+            "as: needs the role relay, which this caller does not have; see the setting `roles`",
+        )
+    return (frozenset(roles) & frozenset(wanted)) - {"relay"}
 
 
 def claimed(statement: str, roles: Collection[Role], count_from: Collection[str]) -> Claimed:

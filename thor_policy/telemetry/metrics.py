@@ -70,6 +70,21 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
         "How long the oldest of them waits.",
         lambda status: status.approvals.oldest_s if status.approvals else None,
     ),
+    (
+        "enrichments_today",
+        "Enrichments that began since the day turned.",
+        lambda status: status.enrichment.today if status.enrichment else None,
+    ),
+    (
+        "enrichment_device_seconds_today",
+        "Time of the device that they took.",
+        lambda status: status.enrichment.today_s if status.enrichment else None,
+    ),
+    (
+        "enrichments_waiting",
+        "Decisions that wait to be enriched.",
+        lambda status: status.enrichment.waiting if status.enrichment else None,
+    ),
     ("in_flight_limit", "Most requests that may be in flight.", lambda status: status.max_in_flight),
     ("explaining", "Explanations that run or wait.", lambda status: status.engine.explaining),
     (
@@ -264,6 +279,12 @@ def _of_status(status: Status) -> Families:
         for name, count in (dict.fromkeys(_FROM_ZERO.get(part, ()), 0) | counters).items():
             events.add_metric([part, name], count)
     yield events
+    if status.alerts is not None:
+        raised = GaugeMetricFamily("thorpolicy_alerts_raised", "Alerts that are raised.", labels=["kind"])
+        kinds = Counter(alert.kind for alert in status.alerts.raised)
+        for kind in ("success_rate", "volume", "drift"):
+            raised.add_metric([kind], kinds[kind])
+        yield raised
     yield GaugeMetricFamily(
         "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )

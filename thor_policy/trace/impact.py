@@ -7,6 +7,8 @@ cycle of citations ends; and where the bound cuts the walk off, the result says 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -38,14 +40,22 @@ class Impact(Struct, frozen=True, kw_only=True):
     most: int = MOST_RESTING
 
 
+class _Step(NamedTuple):
+    """How far away a decision is, and the last edge to it."""
+
+    depth: int
+    via: str
+    rests_on: str
+
+
 def of_precedent(reader: Reader, decision_id: str) -> Impact:
     """What cites a decision, or took its place, and what rests on those. Raises JournalError."""
     with reader.snapshot() as connection:
         if not impact_queries.shown(connection, [decision_id]):
             raise JournalError(f"precedent: there is no decision {decision_id[:64]!r} in {reader.path}")
-        resting: dict[str, Record] = {}
+        resting: dict[str, _Step] = {}
         complete = _walk(connection, [decision_id], {decision_id}, resting)
-        return _impact(connection, decision_id, resting, complete=complete)
+        return _impact(connection, decision_id, resting, {}, complete=complete)
 
 
 def of_pack(reader: Reader, pack: str) -> Impact:
@@ -57,15 +67,13 @@ def of_pack(reader: Reader, pack: str) -> Impact:
         governed, complete = impact_queries.under_pack(
             connection, pack, limit=MOST_RESTING, most_read=MOST_READ
         )
-        resting = {
-            row["id"]: {"id": row["id"], "depth": 0, "via": "GOVERNED_BY", "rests_on": pack}
-            for row in governed
-        }
+        known = {row["id"]: row for row in governed}
+        resting = {id: _Step(0, "GOVERNED_BY", pack) for id in known}
         complete = _walk(connection, list(resting), set(resting), resting) and complete
-        return _impact(connection, pack, resting, complete=complete)
+        return _impact(connection, pack, resting, known, complete=complete)
 
 
-def _walk(connection: Connection, level: list[str], visited: set[str], resting: dict[str, Record]) -> bool:
+def _walk(connection: Connection, level: list[str], visited: set[str], resting: dict[str, _Step]) -> bool:
     """Add what rests on the decisions of a level to `resting`; False if the bound cut it off."""
     depth = 0
     while level:
@@ -73,31 +81,38 @@ def _walk(connection: Connection, level: list[str], visited: set[str], resting: 
         for start in range(0, len(level), _BATCH):
             limit = 4 * MOST_RESTING  # of edges: several may lead to one decision
             edges = impact_queries.resting(connection, level[start : start + _BATCH], limit)
-            for edge in edges:
-                if edge["id"] in visited:
+            for _, id, via, rests_on in edges:
+                if id in visited:
                     continue
                 if len(resting) >= MOST_RESTING:
                     return False
-                visited.add(edge["id"])
-                following.append(edge["id"])
-                resting[edge["id"]] = {
-                    "id": edge["id"], "depth": depth, "via": edge["via"], "rests_on": edge["rests_on"]
-                }  # fmt: skip
+                visited.add(id)
+                following.append(id)
+                resting[id] = _Step(depth, via, rests_on)
             if len(edges) == limit:
                 return False
         level = following
     return True
 
 
-def _impact(connection: Connection, of: str, resting: dict[str, Record], *, complete: bool) -> Impact:
-    shown = impact_queries.shown(connection, list(resting))
+def _impact(
+    connection: Connection,
+    of: str,
+    resting: Mapping[str, _Step],
+    known: Mapping[str, Record],
+    *,
+    complete: bool,
+) -> Impact:
+    """The result. `known` has what is shown of some of the decisions; that of the others is read."""
+    shown = {**known, **impact_queries.shown(connection, [id for id in resting if id not in known])}
     decisions, left_out = [], 0
     for id, step in resting.items():
         row = shown.get(id)
         if row is None or not row.pop("counted"):  # an end that an earlier version allowed is no decision
             left_out += row is not None
             continue
-        decisions.append({**row, **step})
+        row["depth"], row["via"], row["rests_on"] = step
+        decisions.append(row)
     counts = Counter((row["type"], row["outcome"], row["status"]) for row in decisions)
     return Impact(
         of=of,

@@ -11,13 +11,15 @@ from msgspec import Struct
 
 from thor_policy.journal import events, work_queries
 from thor_policy.journal.reader import Reader, Record
-from thor_policy.trace.timeline import walk
+from thor_policy.trace.parts import nearest
 
 #: Goals and decisions that are looked at, and parts of each.
 MOST, MOST_PARTS = 100, 100
 #: Days without anything new after which a goal is stale, unless the caller says otherwise.
 STALE_DAYS = 7.0
 _DAY_S = 86_400
+#: States of what is neither superseded, overturned, abandoned nor pending.
+_STANDING = frozenset({"active", "under_review"})
 
 
 class Pulse(Struct, frozen=True, kw_only=True):
@@ -49,24 +51,20 @@ def pulse(reader: Reader, *, now: float, stale_days: float = STALE_DAYS) -> Puls
         decisions = work_queries.decisions(connection, MOST + 1)
         doubtful = work_queries.doubtful(connection, MOST + 1)
         cut = max(map(len, (goals, decisions, doubtful))) > MOST
-        for goal in goals[:MOST]:
-            covered, fresh = False, goal["at"] >= limit
-            for entry in walk(connection, goal["id"], most=MOST_PARTS):
-                part = entry.item
-                covered = covered or (part["type"] in ("decision", "action") and _stands(part))
-                fresh = fresh or part["at"] >= limit
-                if covered and fresh:
-                    break
-            if not covered:
-                uncovered.append(goal)
-            if not fresh:
-                stale.append(goal)
-        for decision in decisions[:MOST]:
-            if _stands(decision) and not any(
-                entry.item["type"] == "outcome" and _stands(entry.item)
-                for entry in walk(connection, decision["id"], most=MOST_PARTS)
-            ):
-                open_.append(decision)
+        roots = [item["id"] for item in (*goals[:MOST], *decisions[:MOST])]
+        parts = nearest(connection, roots, most=MOST_PARTS)
+    for goal in goals[:MOST]:
+        steps = parts[goal["id"]]
+        if not any(part.type in ("decision", "action") and part.status in _STANDING for part, *_ in steps):
+            uncovered.append(goal)
+        if goal["at"] < limit and not any(part.at >= limit for part, *_ in steps):
+            stale.append(goal)
+    for decision in decisions[:MOST]:
+        steps = parts[decision["id"]]
+        if decision["status"] in _STANDING and not any(
+            part.type == "outcome" and part.status in _STANDING for part, *_ in steps
+        ):
+            open_.append(decision)
     doubtful += [item for item in decisions if item["recorded"] and _is_doubtful(item)]
     doubtful.sort(key=lambda item: -item["seq"])
     return Pulse(
@@ -87,13 +85,8 @@ def pulse(reader: Reader, *, now: float, stale_days: float = STALE_DAYS) -> Puls
     )
 
 
-def _stands(item: Record) -> bool:
-    """True for what is neither superseded, overturned, abandoned nor pending."""
-    return item["status"] in ("active", "under_review")
-
-
 def _is_doubtful(item: Record) -> bool:
-    return _stands(item) and item["confidence"] is not None and item["confidence"] < 50
+    return item["status"] in _STANDING and item["confidence"] is not None and item["confidence"] < 50
 
 
 def _count(items: list[Record], noun: str) -> str:

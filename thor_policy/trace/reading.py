@@ -35,7 +35,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     are the edges from the decision. `cited_by` and `superseded_by` go on: the decisions that cite it, and
     those that took its place one after the other. `approval` is what an approval did for it, `requests` are
     the tasks that were to lift it, with what became of them. `states` are the changes of its status, oldest
-    first. `counterfactuals` and `shadows` are what another pack or model would have answered.
+    first. `counterfactuals` and `shadows` are what another pack or model would have answered; `enrichments`
+    what the model wrote about it on idle time.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     reviews: list[Record]
     counterfactuals: list[Record]
     shadows: list[Record]
+    enrichments: list[Record]
     states: list[Record]
     superseded_by: tuple[Node, ...]
     cited_by: tuple[str, ...]
@@ -92,7 +94,7 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
     with reader.snapshot() as connection:
         about = {
             table: trace_queries.about(connection, table, decision_id, until)
-            for table in ("reviews", "counterfactuals", "shadows", "trace_states")
+            for table in ("reviews", "counterfactuals", "shadows", "trace_states", "enrichments")
         }
         approvals = trace_queries.approvals_of(connection, row, until)
         states = about["trace_states"]
@@ -125,6 +127,7 @@ def read_trace(reader: Reader, decision_id: str, *, at: str | None = None, depth
             reviews=about["reviews"],
             counterfactuals=about["counterfactuals"],
             shadows=about["shadows"],
+            enrichments=about["enrichments"],
             states=states,
             superseded_by=tuple(
                 brief(successor)

@@ -1,12 +1,10 @@
 """Timelines of the work: what was done in a session, and what belongs to a goal.
 
-Owns the walk from a goal. Invariant: each item is visited once, the nearest first, so a cycle ends; at most
-`most` items are visited. Any thread or process, on a reader of its own.
+Owns what a timeline shows of a goal (`parts.nearest` walks). Invariant: a timeline has each item once, and at
+most `limit` items. Any thread or process, on a reader of its own.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -14,7 +12,7 @@ from thor_policy.core import graph
 from thor_policy.core.errors import JournalError
 from thor_policy.journal import work_queries
 from thor_policy.journal.reader import Reader, Record
-from thor_policy.journal.trace_queries import Connection
+from thor_policy.trace.parts import nearest
 
 #: Edges that a timeline follows: the parts, and what was blocked or rejected on the way.
 _SHOWN: tuple[graph.EdgeType, ...] = (*graph.PARTS, "rejected", "blocks")
@@ -53,35 +51,11 @@ def by_goal(reader: Reader, goal: str, *, limit: int) -> Timeline:
         first = work_queries.items(connection, [goal]).get(goal)
         if first is None:
             raise JournalError(f"no node is recorded under the id {goal[:64]!r}")
-        entries = [Entry(item=first), *walk(connection, goal, types=_SHOWN, most=limit)]
+        steps = nearest(connection, [goal], types=_SHOWN, most=limit)[goal]
+        items = work_queries.items(connection, [step.part.id for step in steps])
+        entries = [Entry(item=first)]
+        entries += [
+            Entry(item=items[step.part.id], depth=step.depth, via=step.via, source=step.source)
+            for step in steps
+        ]
     return Timeline(entries=tuple(entries[:limit]), cut=len(entries) > limit)
-
-
-def walk(
-    connection: Connection, id: str, *, types: Sequence[str] = graph.PARTS, most: int
-) -> Iterator[Entry]:
-    """What edges of these types lead to from `id`, level by level; ends after `most` entries.
-
-    What took the place of an item on the way is behind that item. A level is read when it is asked for.
-    """
-    visited, depth = {id}, 0
-    level: dict[str, Record] = {id: {}}
-    while level and len(visited) <= most:
-        depth += 1
-        reached: dict[str, Record] = {}
-        for link in [*work_queries.links_from(connection, list(level), types), *_replacements(level)]:
-            if link["target"] not in visited and len(visited) + len(reached) <= most:
-                reached.setdefault(link["target"], link)
-        visited |= reached.keys()
-        level = work_queries.items(connection, list(reached))
-        for far, item in sorted(level.items(), key=lambda pair: pair[1]["seq"]):
-            yield Entry(item=item, depth=depth, via=reached[far]["type"], source=reached[far]["source"])
-
-
-def _replacements(level: Mapping[str, Record]) -> list[Record]:
-    """Links from the items of a level to what took their places."""
-    return [
-        {"source": id, "type": "superseded by", "target": item["superseded_by"]}
-        for id, item in level.items()
-        if item.get("superseded_by") is not None
-    ]

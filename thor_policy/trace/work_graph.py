@@ -19,15 +19,19 @@ from thor_policy.journal.trace_queries import Connection
 MOST = 10_000
 
 
-class WorkGraph(Struct, frozen=True, kw_only=True):
-    """Items (`work_queries.ITEM`) and edges (`source, type, target, at, weight, rationale`), in order."""
+class GraphView(Struct, frozen=True, kw_only=True):
+    """Items (`work_queries.ITEM`) and edges (`work_queries.LINK`) in order of recording.
 
+    `of` says of what: `work` or `traces`.
+    """
+
+    of: str = "work"
     items: tuple[Record, ...]
     edges: tuple[Record, ...]
     cut: bool
 
 
-def whole(reader: Reader, *, most: int = MOST) -> WorkGraph:
+def whole(reader: Reader, *, most: int = MOST) -> GraphView:
     """The newest nodes of the work, with the recorded decisions and outcomes that their edges lead to."""
     with reader.snapshot() as connection:
         nodes = work_queries.newest(connection, most + 1)
@@ -39,7 +43,7 @@ def whole(reader: Reader, *, most: int = MOST) -> WorkGraph:
         return _made(connection, items, cut=beyond)
 
 
-def around(reader: Reader, id: str, *, depth: int, most: int = MOST) -> WorkGraph:
+def around(reader: Reader, id: str, *, depth: int, most: int = MOST) -> GraphView:
     """What is at most `depth` edges away from a node, in either direction. Raises JournalError."""
     with reader.snapshot() as connection:
         items = work_queries.items(connection, [id])
@@ -64,8 +68,8 @@ def _unseen(edges: Iterable[Record], items: dict[str, Record]) -> list[str]:
     return list(dict.fromkeys(end for end in ends if end not in items))
 
 
-def _made(connection: Connection, items: dict[str, Record], *, cut: bool) -> WorkGraph:
+def _made(connection: Connection, items: dict[str, Record], *, cut: bool) -> GraphView:
     edges = [edge for edge in work_queries.links_from(connection, list(items)) if edge["target"] in items]
-    return WorkGraph(
+    return GraphView(
         items=tuple(sorted(items.values(), key=lambda item: item["seq"])), edges=tuple(edges), cut=cut
     )
