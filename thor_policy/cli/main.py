@@ -52,6 +52,10 @@ COMMANDS = {
         "compliance",
         "Report each decision of a type: policy in force, approvers, evidence, later fate.",
     ),
+    "similar": (
+        "similar",
+        "List past decisions that are similar to a decision, a question or a text, and what they share.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",

@@ -213,9 +213,11 @@ class Journal:
             self._refuse_the_rest()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
-        """Record a decision."""
+        """Record a decision, and an edge to each of its precedents."""
         digest = self._digest_key.of_value if self._masked and decision.sources else None
         self.append(events.decision_event(decision, ticket, masked=self._masked, digest=digest))
+        for edge in events.citations_of(decision):
+            self.append(edge)
 
     def explained(
         self,
