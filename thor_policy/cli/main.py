@@ -52,6 +52,10 @@ COMMANDS = {
         "compliance",
         "Report each decision of a type: policy in force, approvers, evidence, later fate.",
     ),
+    "similar": (
+        "similar",
+        "List past decisions that are similar to a decision, a question or a text, and what they share.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",
@@ -73,6 +77,10 @@ COMMANDS = {
     "calibrate": (
         "calibrate",
         "Fit a temperature to judged decisions of the pack and model, and put it in force.",
+    ),
+    "tune": (
+        "tune",
+        "Choose the band of confidence that asks at most so often and allows at most so much wrongly.",
     ),
     "export": ("export", "Export reviewers' corrections: few-shot examples, training lines, a report."),
     "improve": (

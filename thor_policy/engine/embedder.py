@@ -3,7 +3,8 @@
 Owns the embedder's files and its tokens. Invariant: torch is never imported; ONNX Runtime and the tokenizer
 are imported only when an embedder is opened, so a daemon or a run without one does not load them. The vector
 of a text is the mean of its token vectors, scaled to unit length, as sentence-transformers computes it. A
-text is always embedded alone, so its vector depends on nothing else. Main thread.
+text is always embedded alone, in a batch of one with its own length, so its vector depends on nothing else.
+`embed` may be called by any thread, `similarities` by one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MODEL_FILE = "all-MiniLM-L6-v2.onnx"
 TOKENIZER_FILE = "all-MiniLM-L6-v2.tokenizer.json"
 #: Tokens of a text that are read; the model was trained on so many.
 MAX_TOKENS = 256
+#: Most vectors that are kept for further comparisons: 6 MB.
+MOST_KNOWN = 4_096
 
 
 def missing(models_dir: Path) -> str | None:
@@ -60,19 +63,25 @@ class MiniLM:
         # The tokenizer file sets padding and a limit of 128 tokens; undo both.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
+        #: Vectors of texts that were compared, because suites compare the same ones again and again.
         self._vectors: dict[str, Any] = {}
 
     def embed(self, text: str) -> Any:
         """Vector of a text at unit length, as an array of 384 floats."""
-        if text not in self._vectors:
-            encoding = self._tokenizer.encode(text)
-            ids = self._numpy.array([encoding.ids], dtype=self._numpy.int64)
-            inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-            (states,) = self._session.run(["last_hidden_state"], inputs)
-            mean = states[0].mean(axis=0)
-            self._vectors[text] = mean / max(float(self._numpy.linalg.norm(mean)), 1e-9)
-        return self._vectors[text]
+        encoding = self._tokenizer.encode(text)
+        ids = self._numpy.array([encoding.ids], dtype=self._numpy.int64)
+        inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+        (states,) = self._session.run(["last_hidden_state"], inputs)
+        mean = states[0].mean(axis=0)
+        return mean / max(float(self._numpy.linalg.norm(mean)), 1e-9)
 
     def similarities(self, texts: Sequence[str], others: Sequence[str]) -> list[list[float]]:
         """Cosine of each text (row) with each of the others (column), -1 to 1."""
-        return [[float(self.embed(text) @ self.embed(other)) for other in others] for text in texts]
+        return [[float(self._known(text) @ self._known(other)) for other in others] for text in texts]
+
+    def _known(self, text: str) -> Any:
+        if text not in self._vectors:
+            if len(self._vectors) >= MOST_KNOWN:
+                self._vectors.clear()
+            self._vectors[text] = self.embed(text)
+        return self._vectors[text]

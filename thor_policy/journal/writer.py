@@ -213,9 +213,11 @@ class Journal:
             self._refuse_the_rest()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
-        """Record a decision."""
+        """Record a decision, and an edge to each of its precedents."""
         digest = self._digest_key.of_value if self._masked and decision.sources else None
         self.append(events.decision_event(decision, ticket, masked=self._masked, digest=digest))
+        for edge in events.citations_of(decision):
+            self.append(edge)
 
     def decided_together(self, decisions: Sequence[tuple[Decision, int]]) -> None:
         """Record decisions with their tickets in one transaction, if all can be stored."""
@@ -318,6 +320,17 @@ class Journal:
     def commit_all(self, batch: Sequence[Event]) -> Future[list[Committed]]:
         """Record events in one transaction. An event that cannot be recorded has its own fate."""
         return self.run(lambda _: self._commit([prepare(event, time.monotonic_ns()) for event in batch]))
+
+    def commit_records(
+        self, kept: Sequence[tuple[str, records.Record]], *, at: float, caller: Caller
+    ) -> Future[list[Committed]]:
+        """Record these with the ids that they have, in one transaction; each has its own fate."""
+        return self.commit_all(
+            [
+                events.record_event(record, record_id=id, at=at, caller=caller, masked=self._masked)
+                for id, record in kept
+            ]
+        )
 
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
         """Record the decision of a shadow pack. The `served` decision must be recorded before."""
