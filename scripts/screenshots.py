@@ -209,7 +209,7 @@ def serving(config: Config) -> Iterator[str]:
         opened.close()
 
 
-def photograph(browser: Browser, url: str, pages: dict[str, str], png: Path | None) -> int:
+def photograph(browser: Browser, url: str, pages: dict[str, str], out: Path, png: Path | None) -> int:
     """Write every picture; returns their bytes together."""
     total = 0
     for width in WIDTHS:
@@ -222,7 +222,7 @@ def photograph(browser: Browser, url: str, pages: dict[str, str], png: Path | No
                 page.goto(url + path)
                 _settle(page, name)
                 file = f"{name}-{width}{'-dark' if theme == 'dark' else ''}"
-                total += _save(context.new_page(), _shot(page, width), file, png)
+                total += _save(context.new_page(), _shot(page, width), file, out, png)
             context.close()
     return total
 
@@ -255,19 +255,19 @@ _TO_WEBP = """async ([data, quality]) => {
 }"""
 
 
-def _save(blank: Page, picture: bytes, name: str, png: Path | None) -> int:
+def _save(blank: Page, picture: bytes, name: str, out: Path, png: Path | None) -> int:
     if png is not None:
         (png / f"{name}.png").write_bytes(picture)
     data: str = blank.evaluate(_TO_WEBP, [base64.b64encode(picture).decode(), QUALITY])
     blank.close()
     content = base64.b64decode(data)
-    (PICTURES / f"{name}.webp").write_bytes(content)
+    (out / f"{name}.webp").write_bytes(content)
     return len(content)
 
 
-def main(png: Path | None) -> int:
+def main(out: Path, png: Path | None) -> int:
     """Make the journal, serve it, photograph it."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if png is not None:
         png.mkdir(parents=True, exist_ok=True)
     governance = pack_files.load(data_path("prompts") / "team-governance")
@@ -303,14 +303,16 @@ def main(png: Path | None) -> int:
             with serving(replace(config)) as url, sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
                 try:
-                    total = photograph(browser, url, pages, png)
+                    total = photograph(browser, url, pages, out, png)
                 finally:
                     browser.close()
-    print(f"{PICTURES}: {total / 1_000:,.0f} kB")
+    print(f"{out}: {total / 1_000:,.0f} kB")
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--png", type=Path, help="also keep the pictures as PNG files in this folder")
-    raise SystemExit(main(parser.parse_args().png))
+    parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the pictures")
+    options = parser.parse_args()
+    raise SystemExit(main(options.out, options.png))
