@@ -49,7 +49,7 @@ from training_data.forms import situations
 #: The goals: recall at 10, the 95th percentile in milliseconds, and how much a filter may cost.
 GOAL_RECALL, GOAL_MS, GOAL_FILTER = 0.95, 20.0, 2.0
 #: Questions that are timed, of which as many are compared with the exact search.
-QUESTIONS, COMPARED = 300, 100
+QUESTIONS, COMPARED = 100, 30
 #: Events in one transaction.
 BATCH = 5_000
 #: How far a vector that is made from another is turned: the length of the noise beside it.
