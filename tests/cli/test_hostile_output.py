@@ -217,6 +217,11 @@ READ = [
     ["graph", "pulse", "--json"],
     ["graph", "context", "--session", HOSTILE],
     *(["graph", "export", "--format", name] for name in FORMATS if name != "html"),
+    ["graph", "analytics"],
+    ["graph", "templates"],
+    ["graph", "import", HOSTILE],
+    ["graph", "import-git", HOSTILE],
+    ["graph", "new", "--template", HOSTILE, HOSTILE],
     *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
     ["alerts", "--raised"],
     ["alerts", "--limit", HOSTILE],
@@ -312,6 +317,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "gateway",
         "tokens",
         "mcp",  # tests/mcp/test_proxy.py
+        "tune",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,19 @@ def test_an_answer_that_nobody_reads_ends_with_the_blocking_status(gate: Config,
     )
     os.close(writing)
     assert done.returncode == 2
+
+
+def test_memory_that_runs_out_blocks_in_the_agents_form(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (48 << 20, 48 << 20))
+
+    event = call(x=[0] * 3_900_000)
+    command = [sys.executable, "-I", "-S", str(ENTRY), "--agent", "cursor", "--event", "preToolUse"]
+    data = json.dumps(event, separators=(",", ":")).encode()
+    done = subprocess.run(command, input=data, capture_output=True, preexec_fn=limit, env=HOME, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["permission"] == "deny"
+    assert b"unexpected error: MemoryError" in done.stderr
 
 
 def test_a_package_that_cannot_be_imported_blocks(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ import anyio
 import httpx
 import httpx2
 import pytest
+from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import ElicitResult
 
 from tests.build import WAIT_S, write_rules_only_pack
+from thor_policy.cli.main import cli
 from thor_policy.config import Config
 from thor_policy.daemon.service import serving
 
@@ -130,8 +132,7 @@ def test_the_official_client_calls_every_tool_over_stdio(config: Config, mode: s
         run(lambda: over_stdio(config, mode), trial)
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("wants", [True, False])
+@pytest.mark.parametrize(("mode", "wants"), [("auto", True), ("legacy", False)])
 def test_the_person_at_the_client_is_asked_before_an_approval_is_requested(
     config: Config, mode: str, wants: bool
 ) -> None:
@@ -261,6 +262,6 @@ def test_http_without_protection_is_refused(
     named = [
         option.format(**{name: tmp_path / name for name in ("good", "open", "short")}) for option in options
     ]
-    ended = subprocess.run(command(config, *named), cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
-    assert ended.returncode == 2
-    assert problem in ended.stderr
+    ended = CliRunner().invoke(cli, ["mcp", "serve", "--endpoint", config.endpoint, *named])
+    assert ended.exit_code == 2
+    assert problem in ended.output

@@ -57,7 +57,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[
 @click.option(
     "--public-url",
     metavar="URL",
-    help="The https URL by which clients call the gateway, without path: the identifier in its metadata.",
+    help="The https URL by which clients call the gateway: the identifier in its metadata.",
 )
 def gateway(
     config: Config,

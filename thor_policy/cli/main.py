@@ -78,6 +78,10 @@ COMMANDS = {
         "calibrate",
         "Fit a temperature to judged decisions of the pack and model, and put it in force.",
     ),
+    "tune": (
+        "tune",
+        "Choose the band of confidence that asks at most so often and allows at most so much wrongly.",
+    ),
     "export": ("export", "Export reviewers' corrections: few-shot examples, training lines, a report."),
     "improve": (
         "promotion",

@@ -369,17 +369,46 @@ class Promotion(Struct, frozen=True, kw_only=True):
     signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
 
 
+#: Most nodes, and most edges, of one import; a whole graph is imported in several.
+MAX_IMPORTED = 200
+
+
+class ImportedNode(Struct, frozen=True, kw_only=True):
+    """A node with the id that it keeps."""
+
+    id: Name
+    node: Node
+
+
+class ImportedEdge(Struct, frozen=True, kw_only=True):
+    """An edge with the id that it keeps."""
+
+    id: Name
+    edge: Edge
+
+
+class GraphImport(Struct, frozen=True, kw_only=True):
+    """Nodes and edges that keep their ids. What is recorded under one of these ids stays as it is."""
+
+    nodes: Annotated[tuple[ImportedNode, ...], Meta(max_length=MAX_IMPORTED)] = ()
+    edges: Annotated[tuple[ImportedEdge, ...], Meta(max_length=MAX_IMPORTED)] = ()
+
+
 class Maintenance(Struct, frozen=True, kw_only=True):
     """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, replace
-    the key of its digests (`rekey`), put a `calibration` in force, record `counterfactuals` or a `promotion`.
+    the key of its digests (`rekey`), put a `calibration` in force, record `counterfactuals` or a `promotion`,
+    or import a `graph`.
     """
 
-    task: Literal["erase", "archive", "checkpoint", "rekey", "calibrate", "counterfactual", "promote"]
+    task: Literal[
+        "erase", "archive", "checkpoint", "rekey", "calibrate", "counterfactual", "promote", "import_graph"
+    ]
     actor: Name | None = None
     before: Name | None = None
     calibration: Calibration | None = None
     counterfactuals: Counterfactuals | None = None
     promotion: Promotion | None = None
+    graph: GraphImport | None = None
 
 
 #: A name, or a path on the daemon's machine.

@@ -7,6 +7,7 @@ happens to it. Nothing here waits for the model or the disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
 from thor_policy.core.recall import SimilarQuery
-from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.requests import Caller, Json, Role, Together
 from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
@@ -193,6 +194,7 @@ class Server:
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._batches = itertools.count(1)
         self._refusals = Refusals()
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
@@ -414,7 +416,7 @@ class Server:
             self._submit(message, answer, arrival)
         elif isinstance(message, EvaluateBatchRequest):
             self._inbox.charge_items(arrival.lane, len(message.items) - 1, arrival.received_ns)
-            submit = partial(self._submit, arrival=arrival)
+            submit = partial(self._submit, arrival=arrival, together=self._together(message))
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             signers = self._signers(message.record, arrival.caller)  # may refuse: nothing is admitted yet
@@ -490,8 +492,19 @@ class Server:
         consent = record.consent if isinstance(record, records.Approve) else None
         return self._people.signers(caller, consent_of=None if consent is None else consent.approver)
 
-    def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
-        request = self._admission.question(message, answer, arrival)
+    def _together(self, message: EvaluateBatchRequest) -> Together | None:
+        """The mark of a batch whose questions are decided at once; None where one waits for another."""
+        size = sum(isinstance(item, EvaluateRequest) for item in message.items)
+        return Together(next(self._batches), size) if message.semantic == "execute_all" and size > 1 else None
+
+    def _submit(
+        self,
+        message: EvaluateRequest,
+        answer: Answer,
+        arrival: Arrival,
+        together: Together | None = None,
+    ) -> None:
+        request = self._admission.question(message, answer, arrival, together)
         question = Question(self._admission, self._rules, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 

@@ -179,7 +179,9 @@ def open_service(
             open_policy, journal, on_outcome, idle=(drift, enricher), uncommitted=uncommitted
         )
         policy = engine_thread.start()
-        rules_thread = RulesThread(policy, engine_thread, journal, on_outcome, uncommitted)
+        rules_thread = RulesThread(
+            policy, engine_thread, journal, on_outcome, uncommitted, record_together=journal.decided_together
+        )
         pack = policy.residents.active.pack
         pack_manager = PackManager(
             config,

@@ -249,7 +249,7 @@ class Gateway:
             get("/openapi.json", self._openapi),
             get("/healthz", self._health),
             get(authzen.METADATA, self._metadata),
-            get(authzen.METADATA + "/{tenant}", self._metadata),
+            get(authzen.METADATA + "/{tenant:path}", self._metadata),
         ]
 
     async def _metadata(self, request: Incoming) -> Reply:

@@ -439,8 +439,8 @@ class Reader:
         """Decisions of one pack on one model with a known right outcome, oldest first, read page by page.
 
         `by` says where the right outcome is from: `reviews` (accepted or corrected), or `suites` (the
-        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`
-        and `right`.
+        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`,
+        `tags` (of a scenario: its suite, its difficulty, its own) and `right`.
         """
         right = {
             "reviews": "coalesce(review_decision, decision)",
@@ -452,11 +452,29 @@ class Reader:
         }[by]
         seq = 0
         while page := self._records(
-            f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
+            f"SELECT seq, probabilities, temperature, tags, {right} AS right FROM decisions "
             f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND {NOT_LIFTED} AND seq > ? "
             "AND substr(prompt_version, -12) = ? "
             "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
             (seq, pack_sha256[:12], model_sha256[:12]),
+        ):
+            yield from page
+            seq = page[-1]["seq"]
+
+    def answered(self, pack_sha256: str, *, since: str) -> Iterator[Record]:
+        """What a band of a pack is chosen by: its decisions from a time on, oldest first, page by page.
+
+        Questions of tests, reports of others, incomplete traces and decisions that an approval lifted are
+        left out. `right` is the outcome that reviewers accepted or stated, None without a verdict.
+        """
+        seq = 0
+        while page := self._records(
+            "SELECT seq, decision_id, timestamp, decision, label, probabilities, temperature, floor, "
+            "risk_level, substr(model_version, -12) AS model, CASE WHEN reviewed = 1 AND "
+            "(decision_correct = 1 OR review_decision IS NOT NULL) THEN coalesce(review_decision, decision) "
+            f"END AS right FROM decisions WHERE {COUNTED} AND {NOT_LIFTED} AND scenario_id IS NULL "
+            "AND seq > ? AND substr(prompt_version, -12) = ? AND timestamp >= ? ORDER BY seq LIMIT 1000",
+            (seq, pack_sha256[:12], since),
         ):
             yield from page
             seq = page[-1]["seq"]

@@ -361,6 +361,7 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         "calibrate": "calibration",
         "counterfactual": "counterfactuals",
         "promote": "promotion",
+        "import_graph": "graph",
     }.get(maintenance.task)
     if needed is not None and getattr(maintenance, needed) is None:
         raise RequestError(
@@ -372,6 +373,8 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
+    if maintenance.graph is not None:
+        _check_import(maintenance.graph)
     promotion = maintenance.promotion
     if promotion is not None and (promotion.key is None) != (promotion.signature is None):
         raise RequestError("bad_request", "record.promotion.signature: needs key; give both, or neither")
@@ -466,6 +469,19 @@ def _decode_record(envelope: _Envelope) -> records.Record:
     if (problem := _problem_in_graph(record)) is not None:
         raise RequestError("bad_request", f"record.{problem}")
     return record
+
+
+def _check_import(graph_import: records.GraphImport) -> None:
+    kept: list[tuple[str, records.Record]] = [
+        *((f"nodes[{number}].node", node.node) for number, node in enumerate(graph_import.nodes)),
+        *((f"edges[{number}].edge", edge.edge) for number, edge in enumerate(graph_import.edges)),
+    ]
+    for place, record in kept:
+        problem = _problem_in_graph(record)
+        if problem is None and isinstance(record, records.Node) and record.supersedes is not None:
+            problem = "supersedes: is for the op node; an import has an edge of the type supersedes"
+        if problem is not None:
+            raise RequestError("bad_request", f"record.graph.{place}.{problem}")
 
 
 def _check_time(text: str | None, where: str) -> None:
