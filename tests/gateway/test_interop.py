@@ -124,14 +124,14 @@ def test_the_api_gateway_scenario_is_decided_as_it_says(
 
 
 def test_searches_list_what_the_roles_grant(todo: httpx.Client, routes: httpx.Client) -> None:
-    def found(client: httpx.Client, target: str, body: Json) -> set[str]:
+    def listed(client: httpx.Client, target: str, body: Json) -> set[str]:
         results = client.post(f"/access/v1/search/{target}", json=body).json()["results"]
         return {entity.get("id") or entity["name"] for entity in results}
 
     creators = {"subject": {"type": "user"}, "action": {"name": "can_create_todo"}, "resource": entry("beth")}
-    assert found(todo, "subject", creators) == {subject(name)["id"] for name in EDITORS}
+    assert listed(todo, "subject", creators) == {subject(name)["id"] for name in EDITORS}
     actions = {"subject": subject("morty"), "resource": entry("morty")}
-    assert found(todo, "action", actions) == {
+    assert listed(todo, "action", actions) == {
         "can_read_todos",
         "can_create_todo",
         "can_update_todo",
@@ -142,4 +142,4 @@ def test_searches_list_what_the_roles_grant(todo: httpx.Client, routes: httpx.Cl
         "action": {"name": "GET"},
         "resource": {"type": "route"},
     }
-    assert found(routes, "resource", readable) == {"/users/{userId}", "/todos"}
+    assert listed(routes, "resource", readable) == {"/users/{userId}", "/todos"}
