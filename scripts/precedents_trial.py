@@ -26,7 +26,7 @@ from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
 from thor_policy.core.situations import situation_of
 from thor_policy.daemon.loading import open_engine
-from thor_policy.engine.embedder import MiniLM
+from thor_policy.engine.embedder import QUICK_FILE, MiniLM
 from thor_policy.policy import pack_files
 from thor_policy.policy.decider import Policy
 from thor_policy.policy.pack import Pack
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adapter", default="auto", help="the setting adapter; default: %(default)s")
     options = parser.parse_args(arguments)
     config = with_settings(Config(), adapter=options.adapter)
-    embedder = MiniLM(config.models_dir)
+    embedder = MiniLM(config.models_dir, QUICK_FILE)
     for name in DOMAINS:
         pack = pack_files.load(pack_files.find(name, data_path("prompts")))
         if not pack.rules_only and (Path("scenarios") / f"{name}.yaml").is_file():

@@ -33,7 +33,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.recall import DIMENSIONS, Filters, SimilarQuery
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation
 from thor_policy.core.situations import situation_of
-from thor_policy.engine.embedder import MiniLM
+from thor_policy.engine.embedder import QUICK_FILE, MiniLM
 from thor_policy.journal import events
 from thor_policy.journal.batch import Placed, prepare
 from thor_policy.journal.events import Event
@@ -49,7 +49,7 @@ from training_data.forms import situations
 #: The goals: recall at 10, the 95th percentile in milliseconds, and how much a filter may cost.
 GOAL_RECALL, GOAL_MS, GOAL_FILTER = 0.95, 20.0, 2.0
 #: Questions that are timed, of which as many are compared with the exact search.
-QUESTIONS, COMPARED = 300, 100
+QUESTIONS, COMPARED = 100, 30
 #: Events in one transaction.
 BATCH = 5_000
 #: How far a vector that is made from another is turned: the length of the noise beside it.
@@ -92,7 +92,7 @@ def embedded(cache: Path, embed_s: float, most: int) -> tuple[list[Evaluation], 
         stored = numpy.load(cache)
         lines = bytes(stored["questions"]).decode().splitlines()
         return [msgspec.json.decode(line, type=Evaluation) for line in lines], stored["vectors"]
-    embedder = MiniLM(Config().models_dir)
+    embedder = MiniLM(Config().models_dir, QUICK_FILE)
     questions, vectors, seen = [], [], set()
     ends_at = time.monotonic() + embed_s
     for question in real_questions():
@@ -143,7 +143,7 @@ def build(path: Path, count: int, questions: list[Evaluation], vectors: Any) -> 
                 texts = [situation_of(questions[which]) for which in chosen]
                 stored = page.astype("<f2")
                 db.executemany(
-                    "INSERT INTO vectors (seq, embedder, vector) VALUES (?, 'all-MiniLM-L6-v2', ?)",
+                    "INSERT INTO vectors (seq, embedder, vector) VALUES (?, 'all-MiniLM-L6-v2.int8', ?)",
                     [(row, stored[at].tobytes()) for at, row in enumerate(rows)],
                 )
                 db.executemany("INSERT INTO summaries VALUES (?, ?)", zip(rows, texts, strict=True))
@@ -183,7 +183,7 @@ def shown(times: list[float]) -> dict[str, float]:
 
 
 def measure(path: Path, questions: list[Evaluation], vectors: Any) -> dict[str, Any]:
-    embedder = MiniLM(Config().models_dir)
+    embedder = MiniLM(Config().models_dir, QUICK_FILE)
     with Reader(path) as reader:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.monotonic()

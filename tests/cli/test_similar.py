@@ -111,7 +111,9 @@ def test_without_a_daemon_the_journal_is_read(settings: Config, run: Run) -> Non
     result = run("a phone")
     assert result.stdout.startswith("1 similar: 1 deny")
     assert decision_id[-8:] in result.stdout
-    assert "similarity was not compared: all-MiniLM-L6-v2.onnx is not in" in " ".join(result.stderr.split())
+    assert "similarity was not compared: all-MiniLM-L6-v2.int8.onnx is not in" in " ".join(
+        result.stderr.split()
+    )
     with Reader(settings.journal_path) as reader:
         assert reader.get(decision_id) is not None
 

@@ -14,7 +14,7 @@ from thor_policy.config import Config
 from thor_policy.core.errors import CatalogError
 from thor_policy.core.situations import situation_of
 from thor_policy.daemon.vector_maker import MOST_POSTPONED, PAGE, REST_S, VectorMaker
-from thor_policy.engine.embedder import MiniLM, missing
+from thor_policy.engine.embedder import QUICK_FILE, MiniLM, missing
 from thor_policy.journal import events
 from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.writer import Journal
@@ -55,6 +55,28 @@ def test_a_turn_makes_a_page_and_the_next_turn_the_rest(journal: Journal) -> Non
     assert maker.counters["vectors_made"] == PAGE + 2
 
 
+def test_vectors_of_another_embedder_are_made_again(journal: Journal) -> None:
+    """They are of another space."""
+    recorded(journal, by_rule(), by_rule())
+    maker_for(journal).turn(0)
+    before = vectors_of(journal)
+
+    class Other(WordEmbedder):
+        name = "other"
+
+        def embed(self, text: str) -> Any:
+            return -super().embed(text)
+
+    recorded(journal, by_rule())
+    other = maker_for(journal, open_embedder=Other)
+    other.turn(0)
+    other.turn(SECOND_NS)
+    names = {name for (name,) in rows(journal.path, "SELECT embedder FROM vectors")}
+    assert names == {"other"}
+    assert len(vectors_of(journal)) == 3
+    assert not set(before) & set(vectors_of(journal))
+
+
 def check_bits(journal: Journal, embedder: Any) -> None:
     decision = by_model(evaluation=about(details="refund of an order"))
     others = [by_rule(evaluation=about(details=f"number {n} " * n)) for n in range(4)]
@@ -70,9 +92,9 @@ def test_a_vector_has_the_same_bits_alone_and_among_others(journal: Journal) -> 
 
 @pytest.mark.embedder
 def test_a_vector_of_the_real_embedder_has_the_same_bits_alone_and_among_others(journal: Journal) -> None:
-    if why := missing(Config().models_dir):
+    if why := missing(Config().models_dir, QUICK_FILE):
         pytest.skip(why)
-    check_bits(journal, MiniLM(Config().models_dir))
+    check_bits(journal, MiniLM(Config().models_dir, QUICK_FILE))
 
 
 def test_without_an_embedder_nothing_is_made_and_the_problem_is_known(journal: Journal) -> None:

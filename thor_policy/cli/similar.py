@@ -100,11 +100,11 @@ def _is_file(what: str) -> bool:
 def _read(config: Config, query: SimilarQuery) -> Similar:
     """Search the journal itself: the index is made for this one search."""
     from thor_policy.daemon.loading import weights_of  # takes 0.1 s to import
-    from thor_policy.engine.embedder import MiniLM, missing
+    from thor_policy.engine.embedder import QUICK_FILE, MiniLM, missing
     from thor_policy.trace.precedents import Recall
 
-    problem = missing(config.models_dir)
-    embedder = None if problem else MiniLM(config.models_dir)
+    problem = missing(config.models_dir, QUICK_FILE)
+    embedder = None if problem else MiniLM(config.models_dir, QUICK_FILE)
     with open_current(config) as reader, render.counting("vectors") as progress:
         recall = Recall(
             reader,

@@ -29,7 +29,7 @@ from thor_policy.daemon.day_budget import DAY_NS
 from thor_policy.daemon.enrichment import Plan
 from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
-from thor_policy.engine.embedder import MiniLM
+from thor_policy.engine.embedder import QUICK_FILE, MiniLM
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.signing_rule import Checkpoints
@@ -47,8 +47,8 @@ OpenEmbedder = Callable[[Config], Embedder]
 
 
 def load_embedder(config: Config) -> Embedder:
-    """The sentence embedder. Raises CatalogError if it is missing."""
-    return MiniLM(config.models_dir)
+    """The quick sentence embedder. Raises CatalogError if it is missing."""
+    return MiniLM(config.models_dir, QUICK_FILE)
 
 
 def weights_of(config: Config) -> Weights:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Situations of one turn: each takes some milliseconds of one core. Storing them is one transaction.
 PAGE = 5
+#: Vectors that are looked at together where another embedder may have made them.
+OTHERS_PAGE = 1_000
 #: Seconds until it looks again, when every decision has its vector.
 REST_S = 5.0
 #: A turn is postponed at most so often in a row while requests wait.
@@ -97,14 +99,21 @@ class VectorMaker:
             decision_ids, newest = reader.vectors_due(PAGE)
             if not decision_ids:
                 return 0
-            if self._embedder is None:
-                self._embedder = self._open_embedder()
-            embedder = self._embedder
+            embedder = self._embedder or self._open()
             made = [self._of(reader, embedder, decision_id, newest) for decision_id in decision_ids]
         stored = result_of(self._journal.run(partial(vectors.store, embedder=embedder.name, made=made)))
         self.counters["vectors_made"] += stored
         self.counters["vectors_overtaken"] += len(made) - stored
         return len(made)
+
+    def _open(self) -> Embedder:
+        """Open the embedder; vectors that another one made are due again."""
+        self._embedder = embedder = self._open_embedder()
+        after: int | None = 0
+        while after is not None:
+            empty = partial(vectors.empty_others, embedder=embedder.name, after=after, limit=OTHERS_PAGE)
+            after = result_of(self._journal.run(empty))
+        return embedder
 
     def _of(self, reader: Reader, embedder: Embedder, decision_id: str, newest: int) -> Made:
         decision = reader.get(decision_id) or {}

@@ -10,10 +10,23 @@ which only read.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from msgspec import Struct
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done inside, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -51,18 +64,29 @@ def forget(connection: sqlite3.Connection, decision_id: str) -> None:
 
 def store(connection: sqlite3.Connection, embedder: str, made: Sequence[Made]) -> int:
     """Store vectors in one transaction; returns how many. One that an erasure overtook stays due."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         kept = [each for each in made if not _erased_since(connection, each.upto_seq)]
         connection.executemany(
             "INSERT OR REPLACE INTO vectors (seq, embedder, vector) VALUES (?, ?, ?)",
             [(each.seq, embedder, each.vector) for each in kept],
         )
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
     return len(kept)
+
+
+def empty_others(connection: sqlite3.Connection, embedder: str, after: int, limit: int) -> int | None:
+    """Empty vectors of other embedders among the next `limit`, and mark them as due.
+
+    `after` is the number of the decision before them; returns that of the last of them, None if none is left.
+    """
+    rows = connection.execute(
+        "SELECT seq, embedder FROM vectors WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+    ).fetchall()
+    with _transaction(connection):
+        connection.executemany(
+            "INSERT OR REPLACE INTO vectors (seq, embedder, vector) VALUES (?, '', x'')",
+            [(seq,) for seq, name in rows if name not in ("", embedder)],
+        )
+    return int(rows[-1][0]) if rows else None
 
 
 def _erased_since(connection: sqlite3.Connection, seq: int) -> bool:

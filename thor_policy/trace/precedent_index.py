@@ -19,7 +19,7 @@ from thor_policy.journal.reader import instant
 from thor_policy.journal.vectors import Change
 
 #: Vectors whose cosine is computed after the first step (docs/explanation/measurements.md).
-RESCORED = 400
+RESCORED = 2_000
 #: A filter that leaves at most so many needs no first step.
 FEW = 4_000
 #: Rows that the arrays have at least, and by how much they grow.
