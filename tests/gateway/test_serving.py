@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -196,3 +199,13 @@ class TestBrokenClients:
         reply = self.exchange(impatient, b"GET /.well-known/authzen-configuration HTTP/1.0\r\n\r\n")
         assert reply.startswith(b"HTTP/1.1 400 ")
         assert impatient.counters["refused_host"] == 1
+
+
+def test_the_command_serves_and_ends_with_0_after_sigterm(short_dir: Path) -> None:
+    command = [sys.executable, "-c", "from thor_policy.cli.main import main; main()", "gateway"]
+    command += ["--listen", "127.0.0.1:0", "--endpoint", f"ipc://{short_dir}/nobody.sock"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in iter(process.stderr.readline, "") if "ready at" in line)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -84,4 +84,4 @@ def gateway(
     def ready() -> None:
         log.info("ready at %s, asks %s", settings.base_url, config.endpoint)
 
-    serving.make_server(application, settings, counters, ready=ready).run(sockets=[opened])
+    serving.serve(serving.make_server(application, settings, counters, ready=ready), opened)

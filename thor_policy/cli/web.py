@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import getpass
 import logging
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -96,9 +95,7 @@ def web(
     def ready() -> None:
         log.info("ready at %s, asks %s", settings.base_url, config.endpoint)
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when all requests have ended
-        signal.signal(number, lambda *_: None)
-    make_web_server(settings, places, counters, ready=ready).run(sockets=[opened])
+    serving.serve(make_web_server(settings, places, counters, ready=ready), opened)
 
 
 def _user() -> str:

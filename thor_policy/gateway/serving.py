@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import ssl
 from asyncio.events import TimerHandle
@@ -181,6 +182,13 @@ def _tls(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext
             f"--tls-cert {certificate}, --tls-key and --client-ca cannot be used: {error}"
         ) from error
     return context
+
+
+def serve(server: uvicorn.Server, opened: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, and return; uvicorn alone would raise the signal again."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[opened])
 
 
 class _Server(uvicorn.Server):
