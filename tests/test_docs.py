@@ -28,7 +28,7 @@ from thor_policy.testing import load_stub_engine
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
-    *("proxy", "gateway"),
+    *("proxy", "gateway", "receipts"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -302,6 +302,15 @@ def test_the_commands_for_the_journal_run_as_written(shell: Shell, config: Confi
     head = verify(config.journal_path)
     for block in blocks_named("journal"):
         shell.run(block, {"SEQ:HASH": f"{head.events}:{head.head}"}, typed="y\n")
+
+
+def test_the_guide_to_receipts_runs_as_written(shell: Shell, config: Config) -> None:
+    with decided(config):
+        pass
+    names = {"receipt ID": f"receipt {newest_decision(config)}", "STATE": str(config.state_dir)}
+    for block in blocks_named("receipts"):
+        kept = list((config.state_dir / "checkpoints").glob("*.json"))
+        shell.run(block, names | ({"CHECKPOINT": str(kept[-1])} if "CHECKPOINT" in block.code else {}))
 
 
 @pytest.mark.model

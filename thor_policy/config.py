@@ -483,6 +483,18 @@ class Config:
         least=0,
         most=65_535,
     )
+    otel_endpoint: str = _setting(
+        "",
+        "Base URL of an OpenTelemetry collector (OTLP/HTTP) that gets a span of each decision, such as "
+        "http://127.0.0.1:4318. It must be https, or http on loopback. Needs the extra otel. If empty, no "
+        "span is made.",
+    )
+    otel_ratio: float = _setting(
+        1.0,
+        "Share of the decisions whose outcome is an allow that otel_endpoint gets. It gets every other one.",
+        least=0,
+        most=1,
+    )
     stall_s: float = _setting(
         300.0,
         "Seconds that the engine or the journal may make no progress while work waits. After that the "
@@ -703,20 +715,28 @@ class Config:
                 "absolute path of a file; if it is the key itself, put the key into a file of mode 0600 and "
                 "set engine_key to the path of that file (the value is not repeated here)"
             )
-        if not self.engine_url:
+        self._check_url("engine_url", self.engine_url, cure="and set engine_key", sent="requests")
+        self._check_url(
+            "otel_endpoint", self.otel_endpoint, cure="and use OTEL_EXPORTER_OTLP_HEADERS", sent="spans"
+        )
+
+    @staticmethod
+    def _check_url(name: str, text: str, *, cure: str, sent: str) -> None:
+        """Check a URL to which `sent` goes; empty is right. Raises ConfigError."""
+        if not text:
             return
         try:
-            url = urlsplit(self.engine_url)
+            url = urlsplit(text)
             host, _ = url.hostname or "", url.port
         except ValueError:  # its message may repeat a password
-            raise ConfigError("engine_url is not a URL; it must look like https://host:port") from None
+            raise ConfigError(f"{name} is not a URL; it must look like https://host:port") from None
         if url.username is not None or url.password is not None:
-            raise ConfigError("engine_url holds a user or a password; remove it and set engine_key")
+            raise ConfigError(f"{name} holds a user or a password; remove it {cure}")
         if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
-            raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
+            raise ConfigError(f"{name} is {text!r}; it must look like https://host:port")
         if url.scheme == "http" and not on_loopback(host):
             raise ConfigError(
-                f"engine_url is {self.engine_url!r}; requests may leave this machine over https only: use "
+                f"{name} is {text!r}; {sent} may leave this machine over https only: use "
                 "https, or http to an ssh tunnel at 127.0.0.1"
             )
 

@@ -65,6 +65,14 @@ COMMANDS = {
         "replay",
         "Take recorded decisions again, and compare rules, question, tokens, logits and outcome.",
     ),
+    "receipt": (
+        "receipts",
+        "Make a signed receipt of one decision, which a third party can check without this device.",
+    ),
+    "verify-receipt": (
+        "receipts",
+        "Check a receipt offline: signature, place in the chain, checkpoint.",
+    ),
     "whatif": (
         "whatif",
         "Decide past requests again by another pack, model or adapter, and list what changes.",
@@ -128,7 +136,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"thor_policy.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -102,9 +102,12 @@ class AsyncClient:
         idempotency_key: str | None = None,
         pack: str | None = None,
         enrich: str = "auto",
+        traceparent: str | None = None,
     ) -> dict[str, Json]:
         return await self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
+            evaluate_request(
+                question, explain, deadline_ms, annotations, idempotency_key, pack, enrich, traceparent
+            )
         )
 
     async def status(self) -> Status:

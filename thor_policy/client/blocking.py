@@ -101,17 +101,21 @@ class Client:
         idempotency_key: str | None = None,
         pack: str | None = None,
         enrich: str = "auto",
+        traceparent: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/reference/protocol.md).
 
         The resident pack named by `pack` decides it; without `pack`, the active one. A request with an
         `idempotency_key` can be sent again after any error: the daemon makes one decision. `enrich` is
         `auto`, `never` or `always`: whether the decision is enriched on idle time.
+        `traceparent` is the span of the caller that it belongs to (W3C Trace Context).
 
         Raises RequestError if the request is refused, Unreachable if no reply comes in time.
         """
         return self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
+            evaluate_request(
+                question, explain, deadline_ms, annotations, idempotency_key, pack, enrich, traceparent
+            )
         )
 
     def status(self) -> Status:

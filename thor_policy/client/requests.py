@@ -56,6 +56,7 @@ def evaluate_request(
     idempotency_key: str | None,
     pack: str | None,
     enrich: str = "auto",
+    traceparent: str | None = None,
 ) -> ClientRequest:
     fields = question_fields(question) | {"explain": explain} | _idempotency_field(idempotency_key)
     if deadline_ms is not None:
@@ -66,6 +67,8 @@ def evaluate_request(
         fields["pack"] = pack
     if enrich != "auto":
         fields["enrich"] = enrich
+    if traceparent is not None:
+        fields["traceparent"] = traceparent
     return ClientRequest("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
 
 

@@ -31,6 +31,7 @@ from thor_policy.core.requests import Caller, Json, Role, Together
 from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
+from thor_policy.core.trace_context import parent_in
 from thor_policy.daemon.admission import (
     Admission,
     Arrival,
@@ -74,6 +75,7 @@ from thor_policy.security.people import People
 from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
+from thor_policy.telemetry.span_mapping import Served
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +127,14 @@ class FindSimilar(Protocol):
     def __call__(self, query: SimilarQuery, on_done: Callable[[JobDone], None]) -> None: ...
 
 
+class Spans(Protocol):
+    """Takes decisions whose replies were handed over, to make spans of them; it never waits."""
+
+    counters: Counter[str]
+
+    def offer(self, served: Served) -> None: ...
+
+
 class Search(Protocol):
     """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
 
@@ -160,6 +170,7 @@ class Server:
         approvals: FindTasks | None = None,
         similar: FindSimilar | None = None,
         search: Search | None = None,
+        spans: Spans | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -187,7 +198,13 @@ class Server:
         self._metrics = Metrics()
         #: By what is logged, so that a flood of one message hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
-        self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
+        self._spans = spans
+        self._in_flight = InFlight(
+            publish=self._publish,
+            counters=self.counters,
+            metrics=self._metrics,
+            on_served=None if spans is None else spans.offer,
+        )
         self._quota = JournalQuota(self.counters)
         self._admission = Admission(
             config, self._in_flight, rules, refusal=refusal, find_pack=find_pack, quota=self._quota
@@ -397,7 +414,7 @@ class Server:
         except Exception:
             self._refuse_fault(sender)
             return
-        sender = replace(sender, request_id=message.id, op=op_of(message))
+        sender = replace(sender, request_id=message.id, op=op_of(message), trace_id=_trace_of(message))
         try:
             now = time.time()
             arrival = Arrival(sender.caller, sender.lane, now, sender.received_ns, identity.roles)
@@ -598,6 +615,10 @@ class Server:
         self._published[kind] += 1
         self._endpoints.publish(encode_event(kind, decision_id, seq, self._published[kind], members))
 
+    def _all_counters(self) -> Counter[str]:
+        counters = self.counters + self._endpoints.counters
+        return counters if self._spans is None else counters + self._spans.counters
+
     def measured(self) -> Families:
         """Everything that the daemon measures. Any thread."""
         return self._metrics.families(self.status())
@@ -620,7 +641,7 @@ class Server:
             in_flight=len(self._in_flight),
             max_in_flight=self._config.max_in_flight,
             settings=self._reload_status,
-            counters=dict(sorted((self.counters + self._endpoints.counters).items())),
+            counters=dict(sorted(self._all_counters().items())),
             **structs.asdict(self._describe()),
         )
 
@@ -635,4 +656,16 @@ def _of(sender: Sender) -> dict[str, Json]:
         "key": caller.key,
         "for": caller.on_behalf_of,
         "ms": round(ms, 3),
+        "trace_id": sender.trace_id,
     }
+
+
+def _trace_of(message: Message) -> str | None:
+    """The trace of the caller that a question belongs to, as log lines show it: 32 hex digits."""
+    if isinstance(message, EvaluateBatchRequest):
+        questions = [item for item in message.items if isinstance(item, EvaluateRequest)]
+        return _trace_of(questions[0]) if questions else None
+    if not isinstance(message, EvaluateRequest) or not message.annotations.tags:
+        return None
+    parent = parent_in(message.annotations.tags)
+    return None if parent is None else f"{parent.trace_id:032x}"

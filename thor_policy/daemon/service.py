@@ -14,11 +14,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import CatalogError, JournalError, RequestError, Stalled, ThorPolicyError
+from thor_policy.core.errors import (
+    CatalogError,
+    ConfigError,
+    JournalError,
+    RequestError,
+    Stalled,
+    ThorPolicyError,
+)
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.ids import new_id
 from thor_policy.core.recall import Embedder
@@ -72,6 +80,9 @@ from thor_policy.sources.pushed import PushedValues
 from thor_policy.telemetry import clocks
 from thor_policy.telemetry.watchdog import Supervisor
 
+if TYPE_CHECKING:
+    from thor_policy.telemetry.spans import Tracing
+
 log = logging.getLogger(__name__)
 
 #: How long a thread waits for the interpreter while another one runs, in seconds. With Python's 5 ms, a flood
@@ -111,6 +122,9 @@ def open_service(
         worker.shutdown(wait=False)  # its thread ends when both are done
         mailbox = Mailbox()
         stack.callback(mailbox.close)
+        spans = _open_spans(config)
+        if spans is not None:
+            stack.callback(spans.close, config.shutdown_s)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
         uncommitted = Debts(MOST_UNCOMMITTED)
@@ -336,6 +350,7 @@ def open_service(
             approvals=approval_tasks.tasks,
             similar=recall.similar,
             search=search,
+            spans=spans,
             reread=reread,
         )
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
@@ -395,6 +410,20 @@ def turns(server: Server, supervisor: Supervisor | None = None) -> Callable[[boo
 def _stop(name: str, thread: EngineThread | RulesThread, timeout_s: float) -> None:
     if not thread.stop(timeout_s):
         log.error("the %s thread did not end within %g s; what it was doing is lost", name, timeout_s)
+
+
+def _open_spans(config: Config) -> Tracing | None:
+    """What sends spans of decisions; None if it is off. Raises ConfigError without the extra."""
+    if not config.otel_endpoint:
+        return None
+    try:
+        from thor_policy.telemetry import spans
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"otel_endpoint needs the extra otel ({error.name} is missing): install requirements-otel.lock "
+            "beside the package, or leave otel_endpoint empty"
+        ) from error
+    return spans.over_http(config.otel_endpoint, ratio=config.otel_ratio)
 
 
 def _close_journal(journal: Journal, timeout_s: float) -> None:

@@ -96,7 +96,7 @@ class Incoming:
         """The fields of a question that its headers give: idempotency key, and the trace it belongs to."""
         fields = self.idempotency()
         if (parent := tracing.continued(self.scope)) is not None:
-            fields["annotations"] = {"tags": [f"{tracing.TAG}{parent.decode()}"]}
+            fields["traceparent"] = parent
         return fields
 
     def idempotency(self) -> dict[str, Json]:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 from msgspec.structs import replace
 
-from thor_policy.core import graph, records, strict_json
+from thor_policy.core import graph, records, strict_json, trace_context
 from thor_policy.core.decisions import ConfidenceLevel
 from thor_policy.core.errors import ErrorCode, RequestError
 from thor_policy.core.recall import SimilarQuery
@@ -79,6 +79,7 @@ class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     pack: Any = UNSET
     idempotency_key: Any = UNSET
     annotations: Any = UNSET
+    traceparent: Any = UNSET
     request: Any = UNSET
     situation: Any = UNSET
     evaluations: Any = UNSET
@@ -232,6 +233,9 @@ def _decode_evaluate(
         _check_limits(envelope.annotations, "annotations")
         texts.check(envelope.annotations, "annotations")
         annotations = _convert(envelope.annotations, Annotations, "annotations")
+    stated = annotations  # a request that is sent again may belong to another trace
+    if envelope.traceparent is not UNSET:
+        annotations = _with_trace(annotations, envelope.traceparent)
 
     pack = None if envelope.pack is UNSET else envelope.pack
     if envelope.request is not UNSET:
@@ -248,7 +252,7 @@ def _decode_evaluate(
             deadline_ms=deadline_ms,
             pack=pack,
             annotations=annotations,
-            idempotency=_idempotency(envelope, [evaluation, annotations, pack], number),
+            idempotency=_idempotency(envelope, [evaluation, stated, pack], number),
         )
 
     if envelope.evaluations is not UNSET:
@@ -261,6 +265,18 @@ def _decode_evaluate(
     if envelope.request is not UNSET:
         return to_request(evaluation_of(envelope.request, "request"))
     return to_request(from_situation(envelope.situation))
+
+
+def _with_trace(annotations: Annotations, traceparent: Json) -> Annotations:
+    """The annotations with the tag of the caller's trace. Raises RequestError."""
+    if trace_context.parse(traceparent) is None:
+        raise RequestError(
+            "bad_request",
+            "traceparent: must be 00-TRACE-SPAN-FLAGS of W3C Trace Context in lower-case hex, with ids that "
+            "are not zero; or leave it out",
+        )
+    tags = (*annotations.tags, f"{trace_context.TAG}{traceparent}")
+    return msgspec.structs.replace(annotations, tags=tags)
 
 
 def _decode_batch(
