@@ -19,7 +19,7 @@ import numpy
 from msgspec import structs
 
 from thor_policy.config import Config
-from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, Scored, resident_key
+from thor_policy.core.decisions import Adapter, Decision, ModelInfo, PackInfo, Scored, resident_key
 from thor_policy.core.engine import (
     DeviceMemory,
     LoadedPrefix,
@@ -307,6 +307,10 @@ class HastyJournal(Journal):
         if event.ticket is not None:
             self._on_committed([Committed(ticket=event.ticket, kind=event.kind)])
         super().append(event)
+
+    def decided_together(self, decisions: Sequence[tuple[Decision, int]]) -> None:
+        for decision, ticket in decisions:
+            self.decided(decision, ticket)
 
     def _report(self, commits: list[Committed]) -> None:
         super()._report([commit for commit in commits if commit.ticket is None])

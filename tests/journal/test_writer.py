@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.build import (
     ASKED,
@@ -45,6 +46,7 @@ from tests.build import (
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import AlreadyRunning, JournalError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Json
 from thor_policy.core.results import Committed
 from thor_policy.journal import chain, checkpoints, events, writer
@@ -1108,3 +1110,15 @@ def test_a_failed_start_releases_the_lock(path: Path) -> None:
         Journal(path)
     path.rmdir()
     record(path, note())
+
+
+def test_decisions_that_are_recorded_together_keep_the_edges_to_their_precedents(path: Path) -> None:
+    cited = by_rule()
+    precedent = Precedent(
+        id=cited.id, outcome=cited.outcome, similarity=0.9, how="similarity", line="As before."
+    )
+    citing = replace(by_model(), precedents=(precedent,))
+    with Journal(path) as journal:
+        journal.decided(cited, ticket=1)
+        journal.decided_together([(by_rule(), 2), (citing, 3)])
+    assert rows(path, "SELECT source, target, type FROM edges") == [(citing.id, cited.id, "CITES")]

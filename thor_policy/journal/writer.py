@@ -220,7 +220,7 @@ class Journal:
             self.append(edge)
 
     def decided_together(self, decisions: Sequence[tuple[Decision, int]]) -> None:
-        """Record decisions with their tickets in one transaction, if all can be stored."""
+        """Record decisions with their tickets, and edges to their precedents, in one transaction."""
         digest, put_ns = self._digest_key.of_value if self._masked else None, time.monotonic_ns()
         made = [
             events.decision_event(
@@ -228,6 +228,7 @@ class Journal:
             )
             for decision, ticket in decisions
         ]
+        made += [edge for decision, _ in decisions for edge in events.citations_of(decision)]
         self._queue.put([(event, put_ns) for event in made])
         if self._ended:
             self._refuse_the_rest()
