@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from thor_policy.bench.children import isolated_config
 from thor_policy.bench.figures import Advance, Announce, Fact, Report, Series
 from thor_policy.bench.runs import questions_for_model
 from thor_policy.config import Config
-from thor_policy.core.decisions import Decision, Scored
+from thor_policy.core.decisions import Decision, ModelInfo, PackInfo, Scored
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import EngineError
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
@@ -68,11 +68,13 @@ def determinism(
     other: Pack,
     advance: Advance,
     announce: Announce,
+    judged: Callable[[PackInfo, ModelInfo], None] = lambda pack, model: None,
 ) -> Report:
     """Ask `requests` questions in random order while explanations run and the pack `other` is asked too.
 
     The engine is loaded again half-way. `advance` is called for each request and for each of the first
-    answers, of which there are `DIFFERENT` at most. Raises EngineError.
+    answers, of which there are `DIFFERENT` at most. `judged` gets the pack and the model that answered.
+    Raises EngineError.
     """
     pack, at = loading.load_pack(config), time.time()
     order = random.Random(0)  # noqa: S311  (an order, not a secret)
@@ -104,6 +106,7 @@ def determinism(
                     explained += len(policy.step())
                     advance()
                 device = policy.engine.model.device
+                judged(pack.info, policy.residents.active.model)
             if len(score_ms) < requests:
                 for name, value in differences.facts.items():
                     announce(Fact(name=f"{name}, first half", value=value))

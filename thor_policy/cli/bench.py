@@ -6,6 +6,8 @@ Owns how figures are printed: a line for each as soon as it is measured, then th
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,9 +18,12 @@ import msgspec
 
 from thor_policy.bench import figures
 from thor_policy.cli import render
+from thor_policy.cli.new_file import checkpoint_key, new_file
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config, data_path
-from thor_policy.core.errors import SuiteError
+from thor_policy.core.decisions import ModelInfo, PackInfo
+from thor_policy.core.errors import ConfigError, SuiteError
+from thor_policy.core.escape import in_json
 from thor_policy.core.requests import Evaluation
 from thor_policy.daemon import loading
 from thor_policy.policy import pack_files
@@ -83,7 +88,13 @@ def start(config: Config, rounds: int, report_dir: Path | None, as_json: bool) -
 
 
 @bench.command()
-@configured("model", "models_dir", "pack", "state_dir")
+@configured("model", "models_dir", "pack", "state_dir", "checkpoint_key")
+@click.option(
+    "--certify",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write a certificate of the run, signed with the checkpoint key. The file must not exist.",
+)
 @click.option(
     "--requests", type=click.IntRange(2), default=200, show_default=True, help="How many questions to repeat."
 )
@@ -91,13 +102,25 @@ def start(config: Config, rounds: int, report_dir: Path | None, as_json: bool) -
 @as_json
 @click.pass_context
 def determinism(
-    ctx: click.Context, config: Config, requests: int, report_dir: Path | None, as_json: bool
+    ctx: click.Context,
+    config: Config,
+    certify: Path | None,
+    requests: int,
+    report_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Repeat questions in random order, with explanations and another pack in between, and after a restart.
 
     Each answer is compared with the first answer to the same question. Exit status 1 if a label differs.
+    A certificate is checked by `verify-receipt`; it says `holds` if no bit of any answer differed.
     """
+    from thor_policy.bench import certificate
     from thor_policy.bench import determinism as benchmark
+
+    key = None if certify is None else checkpoint_key(config)
+    if certify is not None and os.path.lexists(certify):
+        raise ConfigError(f"--certify: {certify} exists; give the name of a new file")
+    answered: dict[PackInfo, ModelInfo] = {}
 
     evaluations, names = _evaluations(), pack_files.available(data_path("prompts"))
     other = next(name for name in names if name != loading.load_pack(config).info.name)
@@ -109,8 +132,15 @@ def determinism(
             other=pack_files.load(pack_files.find(other, data_path("prompts"))),
             advance=advance,
             announce=announce,
+            judged=answered.__setitem__,
         )
     _show(report, as_json, report_dir)
+    if certify is not None and key is not None:
+        ((pack, model),) = answered.items()
+        made_at = datetime.now(UTC).isoformat(timespec="seconds")
+        made = certificate.make(report, pack, model, key=key, made_at=made_at)
+        with new_file(certify) as to:
+            to.write(in_json(json.dumps(made, ensure_ascii=False, indent=1)) + "\n")
     ctx.exit(1 if report.facts["labels_differing"] else 0)
 
 

@@ -7,26 +7,25 @@ that it is given, and nothing else of this machine; it asks no daemon. Main thre
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from thor_policy.cli import render
-from thor_policy.cli.new_file import new_file
+from thor_policy.cli.new_file import checkpoint_key, new_file
 from thor_policy.cli.options import as_json, configured
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.escape import in_json
 from thor_policy.core.requests import Json
 from thor_policy.journal import receipts
-from thor_policy.journal.checkpoints import Checkpoint, key_path, read_file, trusted_keys
+from thor_policy.journal.checkpoints import Checkpoint, read_file, trusted_keys
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.receipts import Checked, Receipt
 from thor_policy.journal.verification.verify import verify
 from thor_policy.security import files
-from thor_policy.security.signatures import Key, PublicKeys
+from thor_policy.security.signatures import PublicKeys
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -64,11 +63,7 @@ def receipt(config: Config, decision_id: str, links: int, disclose: bool, output
     actions of other decisions, no texts. Run `log checkpoint` before: then they
     are few. A later `log erase` does not change a receipt.
     """
-    path = key_path(config.checkpoint_key, os.environ)
-    try:
-        key = Key.load_existing(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the checkpoint key {path} {files.reason(error)}") from error
+    key = checkpoint_key(config)
     with Reader(config.journal_path) as reader:
         made = receipts.make(
             reader,
@@ -126,7 +121,8 @@ def verify_receipt(
     \b
     Exit status: 0 the decision is in the signed chain, as the receipt says;
     1 it is not, or that is not shown; 2 the file is no receipt, or the
-    decision cannot be replayed here.
+    decision cannot be replayed here. A certificate of `bench determinism`
+    is checked too: 0 its signature is valid, 1 it is not.
     """
     if replay and journal is None:
         raise click.UsageError("--replay needs --journal: the receipt alone has no request to decide again")
@@ -136,6 +132,9 @@ def verify_receipt(
         content = files.read(file, max_bytes=receipts.MOST_FILE_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} {files.reason(error)}") from error
+    if receipts.FORM.encode() not in content and (certified := _certificate(content, trusted)):
+        _print(certified, as_json=as_json)
+        ctx.exit(0 if certified["certificate"] == "ok" else 1)
     checked = receipts.check(content, trusted, known)
     shown = _facts(checked)
     status = int(not checked.in_chain)
@@ -150,11 +149,43 @@ def verify_receipt(
         status = {"identical": 0, "refused": 2}.get(verdict, 1)
     not_shown = checked.in_chain is None and journal is None
     shown["receipt"] = "wrong" if shown["problem"] else "not shown" if not_shown else "ok"
+    _print(shown, as_json=as_json)
+    ctx.exit(status)
+
+
+def _print(shown: dict[str, Json], *, as_json: bool) -> None:
     if as_json:
         render.as_json(shown)
     else:
         render.pairs({name.replace("_", " "): value for name, value in shown.items() if value is not None})
-    ctx.exit(status)
+
+
+def _certificate(content: bytes, trusted: PublicKeys) -> dict[str, Json] | None:
+    """What a certificate of `bench determinism` says and whether it is valid; None for another text."""
+    from thor_policy.bench import certificate  # imports numpy
+
+    if not certificate.is_certificate(content):
+        return None
+    stated, problem = certificate.check(content, trusted)
+    facts = {name.replace("_differing", ""): round(value) for name, value in stated.facts.items()}
+    return {
+        "made_at": stated.made_at,
+        "version": stated.version,
+        "machine": stated.machine,
+        "build": stated.model.build,
+        "device": stated.model.device,
+        "pack": f"{stated.pack.name} {stated.pack.version}",
+        "pack_sha256": stated.pack.sha256,
+        "model": f"{stated.model.name} {stated.model.quantisation}",
+        "model_sha256": stated.model.sha256,
+        "adapter_file": stated.model.adapter,
+        "requests": facts.get("requests"),
+        "differing": {name: facts.get(name) for name in ("labels", "logits", "probabilities")},
+        "key": stated.key,
+        "holds": "yes: no bit of an answer differed" if stated.holds else "no: answers differed",
+        "problem": problem,
+        "certificate": "wrong" if problem else "ok",
+    }
 
 
 def _facts(checked: Checked) -> dict[str, Json]:
