@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.documents import PAGES, ROOT, Shell, blocks_named, blocks_of, missing_line, open_shell
+from tests.gateways import gateway
 from thor_policy import catalog
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -27,7 +28,7 @@ from thor_policy.testing import load_stub_engine
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
-    "proxy",
+    *("proxy", "gateway"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -259,6 +260,15 @@ def test_the_guide_to_approvals_runs_as_written(shell: Shell, config: Config, tc
                 (allowed,) = reader.decisions(outcome="allow")
             names["ID"] = allowed["decision_id"]
         shell.run(block, names)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the command curl is not on this machine")
+def test_the_guide_to_the_gateway_runs_as_written(shell: Shell, config: Config) -> None:
+    serve, *blocks = blocks_named("gateway")
+    shell.run(serve)
+    with gateway(config.endpoint) as running:
+        for block in blocks:
+            shell.run(block, {"http://127.0.0.1:8181": running.url})
 
 
 def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def _setting(
     return field(default=default, metadata=meta)
 
 
+def _weight(default: float, counts: str) -> Any:
+    """A setting: how much a merit of a precedent counts in its rank."""
+    return _setting(default, f"Weight in the rank of a precedent: {counts}.", least=0, most=100)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a daemon and of the commands around it.
@@ -571,6 +576,29 @@ class Config:
         "empty: the name of the user that runs it.",
         metavar="ID",
     )
+
+    embeddings_per_s: int = _setting(
+        0,
+        "Situations of past decisions that the daemon embeds each second while nothing else waits, so that "
+        "`similar` finds them by what they are about; 20 is a good value. Needs the embedder "
+        "(./scripts/export-embedder) and 200 MB of memory. 0: none, and `similar` compares words only.",
+        least=0,
+        most=10_000,
+    )
+
+    similar_most: int = _setting(
+        1_000_000,
+        "Vectors that `similar` keeps in memory: those of the newest decisions. Each takes about 0.9 kB.",
+        least=1,
+        most=10_000_000,
+    )
+    similar_weight_similarity: float = _weight(1.0, "how similar its situation is")
+    similar_weight_words: float = _weight(0.3, "the share of the question's words that its summary has")
+    similar_weight_favourable: float = _weight(0.15, "a recorded outcome SUCCESS")
+    similar_weight_reviewed: float = _weight(0.15, "a verdict of a person")
+    similar_weight_judgment_call: float = _weight(0.1, "that it was a judgment call")
+    similar_weight_cited: float = _weight(0.05, "how often other decisions cite it")
+    similar_weight_recent: float = _weight(0.05, "how recent it is")
 
     def __post_init__(self) -> None:
         for f in fields(self):

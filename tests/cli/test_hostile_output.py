@@ -225,6 +225,10 @@ READ = [
     *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
     ["alerts", "--raised"],
     ["alerts", "--limit", HOSTILE],
+    ["similar", "018f-00000007"],
+    ["similar", HOSTILE, "--why"],
+    ["similar", HOSTILE, "--pack", HOSTILE, "--json"],
+    ["similar", "FORGED", "--since", HOSTILE],
     ["compliance", "--type", HOSTILE],
     ["compliance", "--type", HOSTILE, "--format", "csv"],
     ["compliance", "--type", HOSTILE, "--format", "html"],
@@ -314,6 +318,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "tokens",
         "mcp",  # tests/mcp/test_proxy.py
         "tune",
+        "web",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

@@ -29,7 +29,7 @@ from thor_policy.daemon.service import serving
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from thor_policy.cli.main import main; main()"
-NAMES = ["approvals", "evaluate", "explain", "request_approval", "trace"]
+NAMES = ["approvals", "evaluate", "explain", "request_approval", "similar", "trace"]
 TOKEN = "0123456789abcdef" * 2
 RULES = """
 - {id: look, when: 'action.name == "look"', outcome: allow, final: true, because: It only looks.}
@@ -74,7 +74,7 @@ async def _all_tools(client: Client) -> None:
     listed = (await client.list_tools()).tools
     assert [tool.name for tool in listed] == NAMES
     reading = {tool.name for tool in listed if tool.annotations and tool.annotations.read_only_hint}
-    assert reading == {"approvals", "explain", "trace"}
+    assert reading == {"approvals", "explain", "similar", "trace"}
     for tool in listed:
         assert tool.annotations is not None
         assert (tool.annotations.destructive_hint, tool.annotations.open_world_hint) == (False, False)
@@ -93,6 +93,8 @@ async def _all_tools(client: Client) -> None:
     assert explained["reason"] == "A person consents."
     trace = (await called(client, "trace", {"decision_id": denied["decision_id"], "depth": 1}))["trace"]
     assert trace["question"]["action"]["name"] == "deploy"
+    similar = await called(client, "similar", {"to": allowed["decision_id"], "limit": 3})
+    assert similar["statistics"]["count"] == len(similar["precedents"]) <= 1  # summaries come later
     task = await called(
         client, "request_approval", {"decision_id": denied["decision_id"], "reason": "release"}
     )

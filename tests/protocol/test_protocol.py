@@ -202,7 +202,7 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 OPS = (
     "evaluate, search, status, metrics, decision_report, consultation, outcome, review, assignment, "
     "approval, request_approval, approve, deny, cancel, "
-    "supplement, node, edge, trace_state, approvals, push, maintenance, control"
+    "supplement, node, edge, trace_state, approvals, similar, push, maintenance, control"
 )
 
 

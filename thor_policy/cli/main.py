@@ -52,6 +52,10 @@ COMMANDS = {
         "compliance",
         "Report each decision of a type: policy in force, approvers, evidence, later fate.",
     ),
+    "similar": (
+        "similar",
+        "List past decisions that are similar to a decision, a question or a text, and what they share.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",
@@ -99,6 +103,7 @@ COMMANDS = {
         "gateway",
         "Serve OpenID AuthZEN over HTTP until SIGTERM or Ctrl-C, as a client of a running daemon.",
     ),
+    "web": ("web", "Serve pages for people until SIGTERM or Ctrl-C: decisions, approvals, reviews, figures."),
     "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (
         "bench",

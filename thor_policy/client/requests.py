@@ -10,7 +10,10 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
+from msgspec import convert
+
 from thor_policy.core import records
+from thor_policy.core.recall import Similar, SimilarQuery
 from thor_policy.core.requests import Json
 from thor_policy.core.sources import Push
 from thor_policy.protocol.requests import question_fields
@@ -83,6 +86,14 @@ def record_id_of(reply: dict[str, Json]) -> str:
 
 def approvals_request(query: records.ApprovalQuery) -> ClientRequest:
     return ClientRequest("approvals", {"record": query})
+
+
+def similar_request(query: SimilarQuery) -> ClientRequest:
+    return ClientRequest("similar", {"record": query})
+
+
+def similar_of(reply: dict[str, Json]) -> Similar:
+    return convert(reply["similar"], Similar)
 
 
 def task_of(reply: dict[str, Json]) -> dict[str, Json]:

@@ -7,6 +7,7 @@ happens to it. Nothing here waits for the model or the disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -25,7 +26,8 @@ from thor_policy.core import records
 from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.recall import SimilarQuery
+from thor_policy.core.requests import Caller, Json, Role, Together
 from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
@@ -61,6 +63,7 @@ from thor_policy.protocol.messages import (
     PushRequest,
     RecordRequest,
     SearchRequest,
+    SimilarRequest,
     StatusRequest,
     op_of,
 )
@@ -116,6 +119,12 @@ class FindTasks(Protocol):
     ) -> None: ...
 
 
+class FindSimilar(Protocol):
+    """Searches for precedents; `on_done` gets the answer on any thread. Raises RequestError if it is busy."""
+
+    def __call__(self, query: SimilarQuery, on_done: Callable[[JobDone], None]) -> None: ...
+
+
 class Search(Protocol):
     """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
 
@@ -127,9 +136,10 @@ class Server:
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed, without `approvals` no task is found, without `search` nothing is searched. `reread` reads the
-    settings again. `refusal` says why a part can take nothing new, None while it can: without the engine only
-    records are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    pushed, without `approvals` no task is found, without `similar` no precedent, without `search` nothing is
+    searched. `reread` reads the settings again. `refusal` says why a part can take nothing new, None while it
+    can: without the engine only records are admitted, without the journal nothing. Raises ConfigError if the
+    endpoint cannot be opened.
     """
 
     def __init__(
@@ -148,6 +158,7 @@ class Server:
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
         approvals: FindTasks | None = None,
+        similar: FindSimilar | None = None,
         search: Search | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
@@ -160,6 +171,7 @@ class Server:
         self._pack_changes = pack_changes
         self._push = push
         self._approvals = approvals
+        self._similar = similar
         self._search = search
         self._people = People(config.people)
         self._long_texts = long_texts
@@ -182,6 +194,7 @@ class Server:
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._batches = itertools.count(1)
         self._refusals = Refusals()
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
@@ -403,7 +416,7 @@ class Server:
             self._submit(message, answer, arrival)
         elif isinstance(message, EvaluateBatchRequest):
             self._inbox.charge_items(arrival.lane, len(message.items) - 1, arrival.received_ns)
-            submit = partial(self._submit, arrival=arrival)
+            submit = partial(self._submit, arrival=arrival, together=self._together(message))
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             signers = self._signers(message.record, arrival.caller)  # may refuse: nothing is admitted yet
@@ -428,6 +441,15 @@ class Server:
             ticket = self._admission.job(answer, arrival, "journal")
             on_done = partial(self._report, ticket)
             self._approvals(message.query, arrival.caller, arrival.roles, on_done)
+        elif isinstance(message, SimilarRequest):
+            if self._similar is None:
+                raise RequestError("unavailable", "op: this server finds no precedents")
+            ticket = self._admission.job(answer, arrival, "journal")
+            try:
+                self._similar(message.query, partial(self._report, ticket))
+            except RequestError as error:  # it was not queued: its ticket ends with the refusal
+                self._in_flight.settle(ticket, error)
+                raise
         elif isinstance(message, SearchRequest):
             if self._search is None:
                 raise RequestError("unavailable", "op: this server searches nothing")
@@ -470,8 +492,19 @@ class Server:
         consent = record.consent if isinstance(record, records.Approve) else None
         return self._people.signers(caller, consent_of=None if consent is None else consent.approver)
 
-    def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
-        request = self._admission.question(message, answer, arrival)
+    def _together(self, message: EvaluateBatchRequest) -> Together | None:
+        """The mark of a batch whose questions are decided at once; None where one waits for another."""
+        size = sum(isinstance(item, EvaluateRequest) for item in message.items)
+        return Together(next(self._batches), size) if message.semantic == "execute_all" and size > 1 else None
+
+    def _submit(
+        self,
+        message: EvaluateRequest,
+        answer: Answer,
+        arrival: Arrival,
+        together: Together | None = None,
+    ) -> None:
+        request = self._admission.question(message, answer, arrival, together)
         question = Question(self._admission, self._rules, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 

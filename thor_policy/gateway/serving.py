@@ -231,8 +231,9 @@ def _protocol(counters: Counter[str]) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             """As uvicorn's, with the X-Request-ID if it arrived."""
             counters["malformed"] += 1
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.transport.close()  # another reply is on its way
+            cycle = self.cycle
+            if cycle is not None and cycle.response_started and not cycle.response_complete:
+                self.transport.close()  # half a reply is there already
                 return
             body = Problem(400, "bad_request", "this is no HTTP request").body()
             lines = [

@@ -22,7 +22,7 @@ from thor_policy.core.approvals import Task
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries
+from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries, vectors
 from thor_policy.journal.completeness import COMPLETE
 from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.projections import JSON_COLUMNS
@@ -307,6 +307,12 @@ class Reader:
             return approval_tasks.find(self._connection, task_id)
         except (sqlite3.Error, ValueError) as error:
             raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
+
+    def vectors_due(self, limit: int) -> tuple[list[str], int]:
+        """Ids of decisions whose situation is to be embedded, at most `limit`, and the newest event then."""
+        with self.snapshot() as connection:
+            (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+            return vectors.due(connection, limit), newest
 
     def summary(self, decision_id: str) -> str | None:
         """The stored summary of a decision; None if there is none, or if it is due to be made again."""

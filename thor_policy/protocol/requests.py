@@ -17,10 +17,12 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
+from msgspec.structs import replace
 
 from thor_policy.core import graph, records, strict_json
 from thor_policy.core.decisions import ConfidenceLevel
 from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.requests import (
     RISKS,
     Action,
@@ -50,6 +52,7 @@ from thor_policy.protocol.messages import (
     RecordRequest,
     SearchRequest,
     Semantic,
+    SimilarRequest,
     StatusRequest,
 )
 from thor_policy.protocol.texts import DEFAULT_LIMITS, TextCheck, TextLimits
@@ -155,7 +158,7 @@ def decode_request(
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _check_name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("approvals", "search", "push", "maintenance", "control"):
+        if envelope.op in ("approvals", "search", "similar", "push", "maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
@@ -169,6 +172,8 @@ def decode_request(
     if envelope.op == "approvals":
         raw = {} if envelope.record is UNSET else _record_member(envelope)
         return ApprovalsRequest(id=envelope.id, query=_convert(raw, records.ApprovalQuery, "record"))
+    if envelope.op == "similar":
+        return SimilarRequest(id=envelope.id, query=_decode_similar(envelope, TextCheck(frame, texts)))
     if envelope.op == "push":
         return PushRequest(id=envelope.id, push=_decode_push(envelope))
     if envelope.op == "maintenance":
@@ -374,6 +379,29 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
     if promotion is not None and (promotion.key is None) != (promotion.signature is None):
         raise RequestError("bad_request", "record.promotion.signature: needs key; give both, or neither")
     return maintenance
+
+
+def _decode_similar(envelope: _Envelope, texts: TextCheck) -> SimilarQuery:
+    """A query of precedents; its question has either form, `question` or `situation`."""
+    raw = _record_member(envelope)
+    if not isinstance(raw, dict):
+        raise RequestError("bad_request", "record: must be an object")
+    members, question = dict(raw), None
+    texts.check(members.get("text"), "record.text")
+    if (stated := members.pop("question", None)) is not None:
+        texts.check(stated, "record.question")
+        question = evaluation_of(stated, "record.question")
+    if (situation := members.pop("situation", None)) is not None:
+        if question is not None:
+            raise RequestError("bad_request", "record: give one of id, question, situation and text")
+        texts.check(situation, "record.situation", root="context")
+        question = from_situation(situation)
+    query: SimilarQuery = replace(_convert(members, SimilarQuery, "record"), question=question)
+    if sum(part is not None for part in (query.id, query.question, query.text)) != 1:
+        raise RequestError("bad_request", "record: give one of id, question, situation and text")
+    for name in ("since", "until"):
+        _check_time(getattr(query.filters, name), f"record.filters.{name}")
+    return query
 
 
 def _decode_push(envelope: _Envelope) -> Push:
