@@ -294,6 +294,7 @@ class TestInstall:
         assert modes == {
             "etc/systemd/system/thor-policy.service": 0o644,
             "etc/systemd/system/thor-policy-improve.service": 0o644,
+            "etc/systemd/system/thor-policy-ship.service": 0o644,
             "etc/systemd/system/thor-policy-improve.timer": 0o644,
             "etc/sysusers.d/thor-policy.conf": 0o644,
             "etc/tmpfiles.d/thor-policy.conf": 0o644,

@@ -307,6 +307,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "sources",
         "gateway",
         "tokens",
+        *("ship", "fleet"),  # tests/fleet/test_store.py
         "mcp",  # tests/mcp/test_proxy.py
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)

@@ -17,6 +17,7 @@ from thor_policy.core.results import JobDone
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.maintenance.dispatch import run_maintenance
@@ -41,8 +42,8 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries`, `approvals` and `alerts` have their turns on this thread while there is no task.
-    `on_erasure` is called before an erasure and behind it.
+    `verifier`, `summaries`, `approvals`, `alerts` and `shipping` have their turns on this thread while there
+    is no task. `on_erasure` is called before an erasure and behind it.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class MaintenanceThread(JobThread[_Job]):
         summaries: SummaryMaker | None = None,
         approvals: ApprovalTasks | None = None,
         alerts: AlertWatch | None = None,
+        shipping: ShippingWatch | None = None,
         on_erasure: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
-        self._idle = [worker for worker in (verifier, summaries, approvals, alerts) if worker is not None]
+        workers = (verifier, summaries, approvals, shipping, alerts)
+        self._idle = [worker for worker in workers if worker is not None]
         super().__init__("maintenance", on_outcome)
 
     def submit(self, ticket: int, maintenance: Maintenance, caller: Caller) -> None:

@@ -47,6 +47,7 @@ from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.searching import Job as SearchJob
 from thor_policy.daemon.searching import Searching
 from thor_policy.daemon.server import Server
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.summary_maker import SummaryMaker
@@ -217,10 +218,12 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        shipping = ShippingWatch(journal, wall=time.time, now_ns=time.monotonic_ns())
         alerts = AlertWatch(
             journal,
             alert_thresholds(config),
             drift=drift.status,
+            sinks=shipping.status,
             wall=time.time,
             busy=busy,
             now_ns=time.monotonic_ns(),
@@ -238,6 +241,7 @@ def open_service(
             summaries=summaries,
             approvals=approval_tasks,
             alerts=alerts,
+            shipping=shipping,
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
@@ -276,6 +280,7 @@ def open_service(
             approval_tasks,
             enricher,
             alerts,
+            shipping,
         )
 
         def refusal(part: Part) -> RequestError | None:

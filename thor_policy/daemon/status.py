@@ -27,6 +27,7 @@ from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.rules_thread import RulesThread
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
@@ -52,6 +53,7 @@ class Parts:
     approvals: ApprovalTasks
     enricher: Enricher
     alerts: AlertWatch
+    shipping: ShippingWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -86,6 +88,7 @@ class Parts:
             approvals=self.approvals.status(),
             enrichment=self.enricher.status(),
             alerts=self.alerts.status(),
+            shipping=self.shipping.status(),
         )
 
     def _model(self) -> ModelStatus:
@@ -153,6 +156,13 @@ class Parts:
             verified_seq=self.verifier.verified_seq,
             damage=self.verifier.damage,
             counters=dict(
-                sorted({**journal.counters, **self.verifier.counters, **self.summaries.counters}.items())
+                sorted(
+                    {
+                        **journal.counters,
+                        **self.verifier.counters,
+                        **self.summaries.counters,
+                        **self.shipping.counters,
+                    }.items()
+                )
             ),
         )

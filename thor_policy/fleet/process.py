@@ -65,6 +65,7 @@ def ship_now(config: Config, destination: Destination) -> list[dict[str, Json]]:
             except Forked as error:
                 shipper.note(alarm=str(error)[:1024])
                 raise
+        for shipper in shippers:
             shipper.note()
         return [
             {

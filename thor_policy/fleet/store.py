@@ -163,7 +163,8 @@ class Store:
                 cursor.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(within_ms))
                 for name, value in (settings or {}).items():
                     cursor.execute("SELECT set_config(%s, %s, true)", (name, str(value)))
-                cursor.execute(question.encode(), values)
+                # prepared, so that it is one statement: a COMMIT in front would end the read-only transaction
+                cursor.execute(question.encode(), values, prepare=True)
                 if cursor.description is None:
                     raise StoreError("the statement gives no rows; ask with SELECT")
                 return cursor.fetchmany(most)

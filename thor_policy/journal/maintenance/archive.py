@@ -70,7 +70,8 @@ def waits_for(journal: Journal, before: str) -> str | None:
         if slowest is None:
             return None
         row = connection.execute(
-            "SELECT at FROM events WHERE seq > ? ORDER BY seq LIMIT 1", (slowest.acknowledged,)
+            "SELECT at FROM events WHERE seq > ? AND seq < (SELECT max(seq) FROM events) ORDER BY seq",
+            (slowest.acknowledged,),
         ).fetchone()
     return slowest.sink if row is not None and row[0] < until else None
 
