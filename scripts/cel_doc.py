@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.policy.expressions import Language, Type
 from thor_policy.policy.words import WordLists
@@ -102,6 +103,7 @@ FEATURES = {
             "mentions",
             "starts",
             "row",
+            "precedents.share",
             "flatten",
             "distinct",
             "sum",
@@ -184,6 +186,10 @@ _REQUEST = Evaluation(
 )
 _WORDS = WordLists({"danger": ["delete*", "drop table"]})
 _DATA = {"roles": {"dba": {"level": 3}}, "list": ["x"]}
+_PRECEDENTS = [
+    Precedent(id=str(number), outcome=outcome, how="similarity", line="")
+    for number, outcome in enumerate(("deny", "mfa", "deny"))
+]
 _NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ERROR = {"error": True}
@@ -201,7 +207,7 @@ class Result(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def results() -> tuple[Result, ...]:
     """The results of all cases, in the order of the tables."""
-    language = Language(words=_WORDS, data=_DATA)
+    language = Language(words=_WORDS, data=_DATA, outcomes_of_precedents=("allow", "mfa", "deny"))
     return tuple(_run(language, file, section, case) for file, section, case in cases())
 
 
@@ -238,7 +244,7 @@ def _run(language: Language, file: str, section: str, case: list[Any]) -> Result
         if not expected_values:
             return Result(place, text)
         expected = expected_values[0]
-    values = program.run({**language.inputs(_REQUEST, _NOON), **bindings})
+    values = program.run({**language.inputs(_REQUEST, _NOON, precedents=_PRECEDENTS), **bindings})
     if isinstance(values, str):
         return Result(place, text, problem=None if expected == _ERROR else f"fails: {values}")
     problem = None if is_same(values[0], expected) else f"gives {values[0]!r}, not {expected!r}"
@@ -289,7 +295,7 @@ def _has_kind(
     if checked.name != "DYN":
         return checked.name.lower() == kind
     program = language.compile([f"type({text}) == {kind}"], facts)
-    return program.run({**language.inputs(_REQUEST, _NOON), **bindings}) == [True]
+    return program.run({**language.inputs(_REQUEST, _NOON, precedents=_PRECEDENTS), **bindings}) == [True]
 
 
 def is_same(value: Any, expected: Any) -> bool:

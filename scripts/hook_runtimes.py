@@ -59,7 +59,7 @@ class Model(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         Model.turns += 1
         if Model.turns == 1:
-            item = {
+            item: dict[str, Any] = {
                 "type": "function_call",
                 "id": "f",
                 "call_id": "call_1",

@@ -381,6 +381,7 @@ _UNDO: dict[str, tuple[str, ...]] = {
     ),
     "0020_alerts": ("DROP TABLE alerts",),
     "0019_enrichments": ("DROP TABLE enrichments",),
+    "0017_vectors": ("DROP TABLE vectors",),
     "0016_work": (
         *(
             f"DROP INDEX nodes_{name}"

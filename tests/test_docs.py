@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.documents import PAGES, ROOT, Shell, blocks_named, blocks_of, missing_line, open_shell
+from tests.gateways import gateway
 from thor_policy import catalog
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -27,7 +28,7 @@ from thor_policy.testing import load_stub_engine
 NAMES = {
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
-    "proxy",
+    *("proxy", "gateway", "receipts"),
 }
 DOOR = ROOT / "docs" / "examples" / "door-access"
 QUESTION = json.loads((ROOT / "docs" / "examples" / "door-question.json").read_text(encoding="utf-8"))
@@ -261,6 +262,15 @@ def test_the_guide_to_approvals_runs_as_written(shell: Shell, config: Config, tc
         shell.run(block, names)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the command curl is not on this machine")
+def test_the_guide_to_the_gateway_runs_as_written(shell: Shell, config: Config) -> None:
+    serve, *blocks = blocks_named("gateway")
+    shell.run(serve)
+    with gateway(config.endpoint) as running:
+        for block in blocks:
+            shell.run(block, {"http://127.0.0.1:8181": running.url})
+
+
 def test_the_commands_for_signatures_run_as_written(shell: Shell, tmp_path: Path) -> None:
     pack = shutil.copytree(DOOR, tmp_path / "door-access")
     for block in blocks_named("signatures"):
@@ -292,6 +302,15 @@ def test_the_commands_for_the_journal_run_as_written(shell: Shell, config: Confi
     head = verify(config.journal_path)
     for block in blocks_named("journal"):
         shell.run(block, {"SEQ:HASH": f"{head.events}:{head.head}"}, typed="y\n")
+
+
+def test_the_guide_to_receipts_runs_as_written(shell: Shell, config: Config) -> None:
+    with decided(config):
+        pass
+    names = {"receipt ID": f"receipt {newest_decision(config)}", "STATE": str(config.state_dir)}
+    for block in blocks_named("receipts"):
+        kept = list((config.state_dir / "checkpoints").glob("*.json"))
+        shell.run(block, names | ({"CHECKPOINT": str(kept[-1])} if "CHECKPOINT" in block.code else {}))
 
 
 @pytest.mark.model

@@ -141,7 +141,9 @@ LOCAL = re.compile(r"--no-deps .*(--no-index|\. *$|--editable \.)")
 #: What must be built from source, with tools that are installed before; all else is a wheel.
 BUILT = ("--no-build-isolation", "--only-binary=:all:")
 #: The examples of these documents are texts that rules read.
-EXAMPLES = {"docs/reference/expressions.md", "docs/how-to/write-rules.md", "CHANGELOG.md"}
+EXAMPLES = {"docs/reference/expressions.md", "docs/how-to/write-rules.md", "CHANGELOG.md"} | {
+    "docs/how-to/ask-over-http.md",  # it asks a gateway on loopback
+}
 
 
 def fetching_commands(text: str) -> list[str]:

@@ -43,6 +43,8 @@ class Tree:
         program.chmod(0o755)
         self.unit = self.root / "etc/systemd/system/thor-policy.service"
         self.improve = self.unit.with_name("thor-policy-improve.service")
+        self.gateway = self.unit.with_name("thor-policy-gateway.service")
+        self.web = self.unit.with_name("thor-policy-web.service")
         self.timer = self.unit.with_name("thor-policy-improve.timer")
         self.settings = self.root / "etc/thor-policy/config.toml"
         self.state = self.root / "var/lib/thor-policy"
@@ -87,9 +89,9 @@ def section(unit: Path, name: str) -> dict[str, list[str]]:
     return settings
 
 
-def exposure(unit: Path) -> tuple[int, str]:
+def exposure(unit: Path, most: int = MAX_EXPOSURE) -> tuple[int, str]:
     """The exit status and the last line of `systemd-analyze security`."""
-    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", str(unit)]
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.strip().splitlines()[-1]
 
@@ -243,6 +245,48 @@ class TestImprove:
         assert Path(folder).parent == config.load(installed.settings, environ={}).state_dir
         assert "--promote" not in command
 
+    def test_the_gateway_unit_verifies_without_warnings_and_has_low_exposure(self, installed: Tree) -> None:
+        assert verify(installed.gateway) == (0, "")
+        status, summary = exposure(installed.gateway, MAX_EXPOSURE + 2)  # it has a network, the others none
+        assert status == 0, summary
+
+    def test_the_gateway_unit_has_every_restriction_of_the_daemon_but_reaches_loopback(
+        self, installed: Tree
+    ) -> None:
+        gateway, daemon = section(installed.gateway, "Service"), section(installed.unit, "Service")
+        own = {"User", "StateDirectory", "RestrictAddressFamilies", "ProcSubset", "MemoryHigh", "MemoryMax"}
+        own |= {"Type", "ExecStart", "TimeoutStopSec", "RestartPreventExitStatus", "LimitNOFILE", "TasksMax"}
+        shared = {name: values for name, values in gateway.items() if name in daemon and name not in own}
+        assert shared == {name: daemon[name] for name in shared}
+        missing = set(daemon) - set(gateway)
+        assert missing == {
+            *("DeviceAllow", "PrivateNetwork", "RuntimeDirectory", "RuntimeDirectoryMode", "LoadCredential"),
+            *("ExecReload", "TimeoutStartSec", "WatchdogSec", "NotifyAccess", "OOMScoreAdjust"),
+        }
+        assert gateway["IPAddressAllow"] == ["localhost"]
+
+    def test_the_gateway_unit_starts_an_existing_command_with_its_options(self, installed: Tree) -> None:
+        (command,) = section(installed.gateway, "Service")["ExecStart"]
+        name, *options = command.split()[1:]
+        known = {option for param in cli.get_command(None, name).params for option in param.opts}  # type: ignore[arg-type, union-attr, attr-defined]
+        assert {option for option in options if option.startswith("--")} <= known
+
+    def test_the_unit_of_the_pages_is_as_restricted_and_cannot_write_the_journal(
+        self, installed: Tree
+    ) -> None:
+        assert verify(installed.web) == (0, "")
+        status, summary = exposure(installed.web, MAX_EXPOSURE + 2)
+        assert status == 0, summary
+        web, gateway = section(installed.web, "Service"), section(installed.gateway, "Service")
+        own = {"ExecStart", "User", "MemoryHigh", "MemoryMax"}
+        state = {"StateDirectory", "StateDirectoryMode"}
+        assert {name: web[name] for name in web if name not in own} == {
+            name: gateway[name] for name in gateway if name not in own | state
+        }
+        name, *options = web["ExecStart"][0].split()[1:]
+        known = {option for param in cli.get_command(None, name).params for option in param.opts}  # type: ignore[arg-type, union-attr, attr-defined]
+        assert {option for option in options if option.startswith("--")} <= known
+
     def test_the_timer_of_the_improve_unit_is_not_enabled(self, installed: Tree) -> None:
         assert section(installed.timer, "Install")["WantedBy"] == ["timers.target"]
         assert list(installed.root.rglob("*.wants")) == []
@@ -293,6 +337,8 @@ class TestInstall:
         modes = {path: stat.S_IMODE((installed.root / path).stat().st_mode) for path in installed.files()}
         assert modes == {
             "etc/systemd/system/thor-policy.service": 0o644,
+            "etc/systemd/system/thor-policy-gateway.service": 0o644,
+            "etc/systemd/system/thor-policy-web.service": 0o644,
             "etc/systemd/system/thor-policy-improve.service": 0o644,
             "etc/systemd/system/thor-policy-ship.service": 0o644,
             "etc/systemd/system/thor-policy-improve.timer": 0o644,
@@ -313,7 +359,7 @@ class TestInstall:
         groups = _table(installed.root / "etc/group")
         assert users["thor-policy"][-2:] == ["/var/lib/thor-policy", "/usr/sbin/nologin"]
         for group in ("thor-policy-clients", "video", "render"):
-            assert groups[group][-1] == "thor-policy"
+            assert groups[group][-1].split(",")[0] == "thor-policy"
         for folder in (installed.state, installed.state / "models"):
             status = folder.stat()
             assert stat.S_IMODE(status.st_mode) == 0o700

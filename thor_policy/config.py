@@ -108,6 +108,11 @@ def _setting(
     return field(default=default, metadata=meta)
 
 
+def _weight(default: float, counts: str) -> Any:
+    """A setting: how much a merit of a precedent counts in its rank."""
+    return _setting(default, f"Weight in the rank of a precedent: {counts}.", least=0, most=100)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a daemon and of the commands around it.
@@ -481,6 +486,18 @@ class Config:
         least=0,
         most=65_535,
     )
+    otel_endpoint: str = _setting(
+        "",
+        "Base URL of an OpenTelemetry collector (OTLP/HTTP) that gets a span of each decision, such as "
+        "http://127.0.0.1:4318. It must be https, or http on loopback. Needs the extra otel. If empty, no "
+        "span is made.",
+    )
+    otel_ratio: float = _setting(
+        1.0,
+        "Share of the decisions whose outcome is an allow that otel_endpoint gets. It gets every other one.",
+        least=0,
+        most=1,
+    )
     stall_s: float = _setting(
         300.0,
         "Seconds that the engine or the journal may make no progress while work waits. After that the "
@@ -593,6 +610,29 @@ class Config:
         metavar="ID",
     )
 
+    embeddings_per_s: int = _setting(
+        0,
+        "Situations of past decisions that the daemon embeds each second while nothing else waits, so that "
+        "`similar` finds them by what they are about; 20 is a good value. Needs the embedder "
+        "(./scripts/export-embedder) and 200 MB of memory. 0: none, and `similar` compares words only.",
+        least=0,
+        most=10_000,
+    )
+
+    similar_most: int = _setting(
+        1_000_000,
+        "Vectors that `similar` keeps in memory: those of the newest decisions. Each takes about 0.9 kB.",
+        least=1,
+        most=10_000_000,
+    )
+    similar_weight_similarity: float = _weight(1.0, "how similar its situation is")
+    similar_weight_words: float = _weight(0.3, "the share of the question's words that its summary has")
+    similar_weight_favourable: float = _weight(0.15, "a recorded outcome SUCCESS")
+    similar_weight_reviewed: float = _weight(0.15, "a verdict of a person")
+    similar_weight_judgment_call: float = _weight(0.1, "that it was a judgment call")
+    similar_weight_cited: float = _weight(0.05, "how often other decisions cite it")
+    similar_weight_recent: float = _weight(0.05, "how recent it is")
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
@@ -701,20 +741,28 @@ class Config:
                 "absolute path of a file; if it is the key itself, put the key into a file of mode 0600 and "
                 "set engine_key to the path of that file (the value is not repeated here)"
             )
-        if not self.engine_url:
+        self._check_url("engine_url", self.engine_url, cure="and set engine_key", sent="requests")
+        self._check_url(
+            "otel_endpoint", self.otel_endpoint, cure="and use OTEL_EXPORTER_OTLP_HEADERS", sent="spans"
+        )
+
+    @staticmethod
+    def _check_url(name: str, text: str, *, cure: str, sent: str) -> None:
+        """Check a URL to which `sent` goes; empty is right. Raises ConfigError."""
+        if not text:
             return
         try:
-            url = urlsplit(self.engine_url)
+            url = urlsplit(text)
             host, _ = url.hostname or "", url.port
         except ValueError:  # its message may repeat a password
-            raise ConfigError("engine_url is not a URL; it must look like https://host:port") from None
+            raise ConfigError(f"{name} is not a URL; it must look like https://host:port") from None
         if url.username is not None or url.password is not None:
-            raise ConfigError("engine_url holds a user or a password; remove it and set engine_key")
+            raise ConfigError(f"{name} holds a user or a password; remove it {cure}")
         if url.scheme not in ("http", "https") or not host or url.query or url.fragment:
-            raise ConfigError(f"engine_url is {self.engine_url!r}; it must look like https://host:port")
+            raise ConfigError(f"{name} is {text!r}; it must look like https://host:port")
         if url.scheme == "http" and not on_loopback(host):
             raise ConfigError(
-                f"engine_url is {self.engine_url!r}; requests may leave this machine over https only: use "
+                f"{name} is {text!r}; {sent} may leave this machine over https only: use "
                 "https, or http to an ssh tunnel at 127.0.0.1"
             )
 

@@ -1,8 +1,9 @@
 """Public stubs for tests of the packages around the engine and the journal.
 
-Owns `StubEngine`, `StubEmbedder` and `HastyJournal`; production code imports none of them, except the
-benchmarks. Invariant: each stub keeps the contract of the interface it implements, except `HastyJournal`,
-which breaks it on purpose; tests/engine/test_engine.py runs one contract over the stub and over llama.cpp.
+Owns `StubEngine`, `StubEmbedder`, `WordEmbedder` and `HastyJournal`; production code imports none of them,
+except the benchmarks. Invariant: each stub keeps the contract of the interface it implements, except
+`HastyJournal`, which breaks it on purpose; tests/engine/test_engine.py runs one contract over the stub and
+over llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy
 from msgspec import structs
 
 from thor_policy.config import Config
@@ -27,6 +30,7 @@ from thor_policy.core.engine import (
     all_steps,
 )
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
+from thor_policy.core.recall import DIMENSIONS
 from thor_policy.core.results import Committed
 from thor_policy.core.status import (
     CacheStatus,
@@ -220,6 +224,19 @@ class StubEmbedder:
         if text == other:
             return 1.0
         return 0.95 if any({text, other} <= group for group in self._groups) else 0.0
+
+
+class WordEmbedder:
+    """An embedder without a model: texts with common words have similar vectors, equal texts equal ones."""
+
+    name = "words"
+
+    def embed(self, text: str) -> Any:
+        total = numpy.zeros(DIMENSIONS)
+        for word in text.lower().split():
+            seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+            total += numpy.random.default_rng(seed).standard_normal(DIMENSIONS)
+        return (total / max(float(numpy.linalg.norm(total)), 1e-9)).astype(numpy.float32)
 
 
 def load_stub_engine(_config: Config) -> StubEngine:

@@ -217,14 +217,26 @@ READ = [
     ["graph", "pulse", "--json"],
     ["graph", "context", "--session", HOSTILE],
     *(["graph", "export", "--format", name] for name in FORMATS if name != "html"),
+    ["graph", "analytics"],
+    ["graph", "templates"],
+    ["graph", "import", HOSTILE],
+    ["graph", "import-git", HOSTILE],
+    ["graph", "new", "--template", HOSTILE, HOSTILE],
     *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
     ["alerts", "--raised"],
     ["alerts", "--limit", HOSTILE],
+    ["similar", "018f-00000007"],
+    ["similar", HOSTILE, "--why"],
+    ["similar", HOSTILE, "--pack", HOSTILE, "--json"],
+    ["similar", "FORGED", "--since", HOSTILE],
     ["compliance", "--type", HOSTILE],
     ["compliance", "--type", HOSTILE, "--format", "csv"],
     ["compliance", "--type", HOSTILE, "--format", "html"],
     ["compliance", "--type", HOSTILE, "--format", "json"],
     ["compliance", "--since", HOSTILE],
+    ["receipt", "018f-00000007"],
+    ["receipt", HOSTILE],
+    ["verify-receipt", HOSTILE, "--public-key", HOSTILE],
     ["log", "verify"],
     ["log", "--actor", HOSTILE],
     ["log", "--since", HOSTILE],
@@ -309,6 +321,8 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "tokens",
         *("ship", "fleet"),  # tests/fleet/test_store.py
         "mcp",  # tests/mcp/test_proxy.py
+        "tune",
+        "web",
     }  # below, or our own words only
     assert {arguments[0] for arguments in READ} | elsewhere == set(COMMANDS)
 

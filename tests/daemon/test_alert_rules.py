@@ -126,6 +126,9 @@ class TestVolume:
     def test_silence_is_raised_too(self) -> None:
         assert switched(judgements_of([100] * 20 + [0] * 3 + [100] * 3)) == ["raised", "cleared"]
 
+    def test_after_equal_numbers_what_random_arrivals_could_be_raises_nothing(self) -> None:
+        assert switched(judgements_of([100] * 20 + [150, 60])) == []
+
     def test_what_lasts_becomes_usual(self) -> None:
         judgements = judgements_of([100] * 48 + [400] * 60)
         assert switched(judgements) == ["raised", "cleared"]

@@ -21,8 +21,9 @@ from thor_policy.core.status import DriftStatus
 from thor_policy.daemon import alerts
 from thor_policy.daemon.alerts import MOST_POSTPONED, NEXT_S, REST_S, AlertWatch, Thresholds
 from thor_policy.daemon.service import serving
-from thor_policy.journal import events
+from thor_policy.journal import alert_queries, events
 from thor_policy.journal.maintenance.erase import erase
+from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.journal.writer import Journal
 from thor_policy.testing import load_stub_engine
@@ -155,7 +156,8 @@ def test_old_results_that_are_read_again_page_by_page_raise_nothing_that_is_over
     monkeypatch.setattr(alerts, "PAGE", 7)
     results(journal, "bob", *[False] * 20, *[True] * 50)
     watched = Watched(journal)
-    watched.catch_up()
+    for _ in range(12):
+        watched.catch_up()
     assert rows(journal.path, RATE) == []
 
 
@@ -231,6 +233,25 @@ def test_a_journal_that_cannot_be_read_is_counted(journal: Journal, monkeypatch:
     journal.run(lambda connection: connection.execute("ALTER TABLE outcomes RENAME TO other")).result(60)
     watched.watch.turn(0)
     assert watched.watch.counters["alerts_failed"] == 1
+
+
+def test_each_query_searches_by_a_key_or_an_index(journal: Journal) -> None:
+    """So a turn costs what is new, whatever the length of the journal."""
+    results(journal, "bob", *[True, False])
+    seen: list[str] = []
+    with Reader(journal.path) as reader, reader.snapshot() as connection:
+        connection.set_trace_callback(seen.append)
+        alert_queries.results_after(connection, 0, 10)
+        alert_queries.decisions_after(connection, 0, 10)
+        alert_queries.newest_decision(connection)
+        alert_queries.before_newest_outcomes(connection, 10)
+        connection.set_trace_callback(None)
+        assert len(seen) == 4
+        for sql in seen:
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+            # a part that is bounded by LIMIT may be read from its end
+            scans = [step for step in plan if step.startswith("SCAN") and "outcomes" not in step]
+            assert all(step in ("SCAN (subquery-1)", "SCAN o") for step in scans), plan
 
 
 # ---------------------------------------------------------------- in a daemon

@@ -18,7 +18,7 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Scored
 from thor_policy.core.errors import RequestError
 from thor_policy.core.fair_queue import OWN, Debts, Lane
-from thor_policy.core.requests import NEVER_NS, Action, Caller, Entity, Evaluation, Json, Request
+from thor_policy.core.requests import NEVER_NS, Action, Caller, Entity, Evaluation, Json, Request, Together
 from thor_policy.core.results import Refused
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.service import serving
@@ -237,3 +237,25 @@ def test_a_daemon_answers_by_rules_while_a_decode_hangs(config: Config) -> None:
             go_on.set()
             asking.join(PATIENCE_S)
         assert answers[0]["context"]["tier"] == "model"
+
+
+@pytest.mark.parametrize("there", [1, 2, 3])
+def test_decisions_of_a_batch_are_recorded_as_one_and_one_that_lacks_some_is_not_kept_waiting(
+    policy: Policy, there: int
+) -> None:
+    log, recorded = Log(), queue.SimpleQueue[list[int]]()
+    opened = RulesThread(
+        policy,
+        Engine(),
+        log,
+        lambda *_: None,
+        Debts(64),
+        record_together=lambda decisions: recorded.put([ticket for _, ticket in decisions]),
+    )
+    for ticket in range(there):
+        opened.submit(request(ticket, "erase", together=Together(batch=1, size=3)))
+    opened.start()
+    assert recorded.get(timeout=PATIENCE_S) == list(range(there))
+    opened.submit(request(9, "erase"))
+    assert log.decided_tickets.get(timeout=PATIENCE_S) == 9
+    assert opened.stop(PATIENCE_S)

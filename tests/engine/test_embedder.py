@@ -15,7 +15,7 @@ import pytest
 from thor_policy.catalog.files import Catalog
 from thor_policy.config import Config
 from thor_policy.core.errors import CatalogError
-from thor_policy.engine.embedder import MAX_TOKENS, MODEL_FILE, TOKENIZER_FILE, MiniLM, missing
+from thor_policy.engine.embedder import MAX_TOKENS, MODEL_FILE, QUICK_FILE, TOKENIZER_FILE, MiniLM, missing
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_embedder.py"
 #: Where sentence-transformers looks for the modules of a model.
@@ -121,3 +121,14 @@ def test_vectors_equal_those_of_sentence_transformers(minilm: MiniLM, tmp_path: 
     model = library.SentenceTransformer(str(tmp_path), device="cpu")
     for text, expected in zip(SENTENCES, model.encode(SENTENCES), strict=True):
         assert float(minilm.embed(text) @ expected) >= 0.9999, text
+
+
+@pytest.mark.embedder
+def test_a_vector_of_the_quick_embedder_is_near_the_exact_one_and_has_another_name(minilm: MiniLM) -> None:
+    if why := missing(Config().models_dir, QUICK_FILE):
+        pytest.skip(why)
+    quick = MiniLM(Config().models_dir, QUICK_FILE)
+    text = "kim asks to deploy the service payments to production outside of working hours"
+    assert quick.name != minilm.name
+    assert float(quick.embed(text) @ minilm.embed(text)) > 0.93
+    assert (quick.embed(text) == quick.embed(text)).all()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.build import rows
-from tests.gateways import Running
+from tests.gateway.conftest import CERTIFICATION
+from tests.gateways import Running, gateway
+from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.requests import Json
+from thor_policy.daemon.service import serving
+from thor_policy.testing import load_stub_engine
 
 EVALUATION, EVALUATIONS = "/access/v1/evaluation", "/access/v1/evaluations"
 ALICE: Json = {"type": "user", "id": "alice"}
@@ -277,12 +282,11 @@ class TestHeaders:
         ((tags,),) = rows(
             certified.journal_path, "SELECT tags FROM decisions WHERE decision_id = ?", decision_id
         )
-        (tag,) = json.loads(tags)
-        assert tag.startswith(f"traceparent:00-{trace}-")
-        assert "b7ad6b7169203331" not in tag
-        assert tag.endswith("-01")
+        assert json.loads(tags) == [f"traceparent:00-{trace}-b7ad6b7169203331-01"]
 
-    @pytest.mark.parametrize("value", ["", "nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "ff-a-b-c"])
+    @pytest.mark.parametrize(
+        "value", ["", "nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "ff-a-b-c", "00-" + "A" * 55]
+    )
     def test_a_traceparent_that_is_none_is_ignored(self, http: httpx.Client, value: str) -> None:
         assert http.post(EVALUATION, json=ASKS, headers={"traceparent": value}).status_code == 200
 
@@ -410,6 +414,29 @@ class TestMetadata:
         assert all(isinstance(capability, str) for capability in stated.get("capabilities", ["none"]))
         assert all(value not in (None, "", [], {}) for value in stated.values())
 
+    def test_an_identifier_with_a_path_is_that_of_its_metadata(self, certified: Config) -> None:
+        url = "https://example.com/pdp/eu"
+        with gateway(certified.endpoint, public_url=url) as own, own.client() as client:
+            stated = client.get("/.well-known/authzen-configuration/pdp/eu").json()
+        assert stated["policy_decision_point"] == url
+        assert stated["access_evaluation_endpoint"] == f"{url}/access/v1/evaluation"
+
     def test_a_tenant_is_part_of_the_identifier(self, http: httpx.Client) -> None:
         stated = http.get("/.well-known/authzen-configuration/tenant1").json()
         assert stated["policy_decision_point"] == "https://pdp.example.com/tenant1"
+
+
+def test_a_batch_of_fifty_is_one_commit(config: Config) -> None:
+    """Decided by rules, with nothing else to do; the daemon's own count of commits."""
+    with (
+        serving(replace(config, pack=str(CERTIFICATION)), load_engine=load_stub_engine) as served,
+        gateway(served.endpoint) as own,
+        own.client() as client,
+        Client(served.endpoint) as daemon,
+    ):
+        assert client.post(EVALUATION, json=ASKS).status_code == 200
+        before = daemon.status().journal
+        reply = client.post(EVALUATIONS, json=ASKS | {"evaluations": [{}] * 50})
+        assert [item["decision"] for item in reply.json()["evaluations"]] == [True] * 50
+        after = daemon.status().journal
+    assert (after.batches - before.batches, after.seq - before.seq) == (1, 50)

@@ -59,6 +59,11 @@ def fuzz(running: Running, mode: GenerationMode, examples: int) -> None:
         check()
 
 
+def test_the_metrics_count_what_was_refused(http: httpx.Client) -> None:
+    http.post("/access/v1/evaluation", headers={"Host": "evil"})
+    assert 'thorpolicy_gateway_total{name="refused_host"} 1\n' in http.get("/metrics").text
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_generated_requests_get_only_replies_of_the_document(running: Running, mode: GenerationMode) -> None:
     fuzz(running, mode, FEW)

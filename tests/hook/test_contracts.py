@@ -106,6 +106,13 @@ def test_a_fault_at_a_gate_has_a_reason_and_a_status_that_blocks(agent: str) -> 
             assert (output.status, output.stderr) == (2, "why")
 
 
+@pytest.mark.parametrize("agent", ["codex", "gemini"])
+def test_an_agent_that_cannot_ask_is_never_answered_with_a_question(agent: str) -> None:
+    module = import_module(f"thor_policy.hook.agents.{agent}")
+    event = "PreToolUse" if agent == "codex" else "BeforeTool"
+    assert module.answer(event, Verdict("ask", "why")) == module.answer(event, Verdict("deny", "why"))
+
+
 def test_the_long_text_of_a_file_goes_into_the_question_as_its_beginning_and_its_digest() -> None:
     text = "x = 1\n" * 4_000
     module = import_module("thor_policy.hook.agents.claude")

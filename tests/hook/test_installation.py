@@ -137,6 +137,19 @@ def test_a_program_that_is_gone_blocks_at_gates_alone_and_nowhere_if_it_only_obs
             assert bool(done.stderr)
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_program_that_fails_without_a_text_blocks_with_one(agent: str, tmp_path: Path) -> None:
+    program = put(tmp_path / "fails.py", "raise SystemExit(1)")
+    for event, gates in installation.agent_of(agent).GATES.items():
+        if gates:
+            command = installation.command_of(agent, event, WANTED, "", program=program)
+            done = subprocess.run(["/bin/sh", "-c", command], input=b"{}", capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (
+                2,
+                b"thor-policy: the hook did not run. The call is blocked.\n",
+            )
+
+
 # ---------------------------------------------------------------- safety
 
 

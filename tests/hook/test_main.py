@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,19 @@ def test_an_answer_that_nobody_reads_ends_with_the_blocking_status(gate: Config,
     )
     os.close(writing)
     assert done.returncode == 2
+
+
+def test_memory_that_runs_out_blocks_in_the_agents_form(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (48 << 20, 48 << 20))
+
+    event = call(x=[0] * 3_900_000)
+    command = [sys.executable, "-I", "-S", str(ENTRY), "--agent", "cursor", "--event", "preToolUse"]
+    data = json.dumps(event, separators=(",", ":")).encode()
+    done = subprocess.run(command, input=data, capture_output=True, preexec_fn=limit, env=HOME, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["permission"] == "deny"
+    assert b"unexpected error: MemoryError" in done.stderr
 
 
 def test_a_package_that_cannot_be_imported_blocks(tmp_path: Path) -> None:
@@ -388,3 +402,25 @@ def test_the_135m_model_decides_a_call_through_the_program(short_dir: Path) -> N
     assert (decision["tier"], decision["floor"]) == ("model", "require_confirmation")
     fields = json.loads(ran.stdout)["hookSpecificOutput"]
     assert fields["permissionDecision"] == ("deny" if decision["decision"] == "deny" else "ask")
+
+
+# ---------------------------------------------------------------- the trace of the agent
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", False),
+        ("nonsense", False),
+    ],
+)
+def test_a_well_formed_traceparent_of_the_environment_is_recorded(
+    gate: Config, tmp_path: Path, given: str, recorded: bool
+) -> None:
+    options = ["--agent", "claude", "--endpoint", gate.endpoint, "--state", str(tmp_path / "state")]
+    ran = start(options, call(use=f"toolu_{given[-4:]}{recorded}"), HOME | {"TRACEPARENT": given})
+    assert ran.status == 0, ran.stderr
+    with Reader(gate.journal_path) as reader:
+        (newest,) = reader.decisions(limit=1)
+    assert (f"traceparent:{given}" in newest["tags"]) is recorded

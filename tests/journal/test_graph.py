@@ -16,6 +16,7 @@ from thor_policy.core import graph, records
 from thor_policy.core.results import Committed
 from thor_policy.journal import events
 from thor_policy.journal.events import Event
+from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
 from thor_policy.journal.projections import version_of
 from thor_policy.journal.reader import Reader
@@ -152,6 +153,33 @@ def test_a_node_is_refused_with_the_link_that_is_refused(
     kept = [id for (id,) in rows(path, "SELECT id FROM nodes")]
     assert lone.subject_id in kept
     assert refused.subject_id not in kept
+
+
+def test_an_import_keeps_ids_leaves_what_is_known_and_names_what_breaks_a_rule(
+    path: Path, journal: Journal
+) -> None:
+    known = node(journal, "goal")
+    kept = [("a", "goal"), ("b", "option"), (known, "action")]
+    links = [("e1", "a", "chosen", "b"), ("e2", "b", "chosen", "a"), ("e3", "a", "leads_to", "nobody")]
+    graph_import = records.GraphImport(
+        nodes=tuple(
+            records.ImportedNode(id=id, node=records.Node(type=type_, title="t"))  # type: ignore[arg-type]
+            for id, type_ in kept
+        ),
+        edges=tuple(
+            records.ImportedEdge(id=id, edge=records.Edge(source=source, target=target, type=type_))  # type: ignore[arg-type]
+            for id, source, type_, target in links
+        ),
+    )
+    task = records.Maintenance(task="import_graph", graph=graph_import)
+    done = run_maintenance(journal, task, by_uid=7)
+    assert (done["recorded"], done["known"]) == (3, 1)
+    assert [row["id"] for row in done["refused"]] == ["e2", "e3"]
+    again = run_maintenance(journal, task, by_uid=7)
+    assert (again["recorded"], again["known"]) == (0, 4)
+    shown = rows(path, "SELECT id, type, caller_uid FROM nodes WHERE title = 't' ORDER BY id")
+    assert shown == [("a", "goal", 7), ("b", "option", 7)]
+    assert verify(path).ok
 
 
 def test_supersedes_cannot_lead_to_a_recorded_decision(journal: Journal) -> None:

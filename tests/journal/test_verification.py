@@ -43,6 +43,8 @@ from tests.tasks import cancelled, lift, requested
 from thor_policy.core import records
 from thor_policy.core.decisions import Adapter, Floor, Traits
 from thor_policy.core.errors import JournalError
+from thor_policy.core.requests import Caller
+from thor_policy.core.searches import Search
 from thor_policy.journal import chain, checkpoints, events, schema
 from thor_policy.journal.checkpoints import Signer
 from thor_policy.journal.projections import GROUPS, TABLES
@@ -53,7 +55,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 73
+EVENTS = 74
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -83,6 +85,20 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = events.adapter_activated(Adapter(name="tuned", sha256="c" * 64), "d" * 64, NOON)
     judged = [events.shadow_event(last, by_model(), NOON), adapter]
     judged += events.counterfactual_events(redecided(last), NOON)
+    judged.append(
+        events.search_event(
+            "search-1",
+            Search(target="subject", evaluation=about()),
+            caller=Caller(transport="ipc", uid=7, on_behalf_of="token:alice"),
+            pack=PACK,
+            at=NOON,
+            question="a" * 64,
+            tried=3,
+            listed=2,
+            more=False,
+            ticket=1,
+        )
+    )
     judged.append(events.promotion_event(PROMOTION, NOON, by_uid=1000, by_key=None))
     held = by_rule(
         floor=Floor(outcome="deny", final=True, traits=Traits(required=("approved_by", "outcome")))

@@ -78,6 +78,8 @@ def answer(message: dict[str, Any], listings: int) -> None:
         else:
             send({"jsonrpc": "2.0", "id": id_, "result": {"tools": listed}})
     elif method == "tools/call":
+        if "silent" in WORDS:
+            return
         if "dies" in WORDS:
             sys.exit(3)
         if "floods" in WORDS:

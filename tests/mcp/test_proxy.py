@@ -15,12 +15,14 @@ from typing import Any
 
 import anyio
 import pytest
+from click.testing import CliRunner
 from mcp import Client as McpClient
 from mcp import MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from tests.build import WAIT_S, write_rules_only_pack
 from tests.callers import other_caller
+from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -124,11 +126,10 @@ def proxied(
             process.kill()
 
 
-def run_alone(arguments: list[str]) -> tuple[int, str]:
-    ended = subprocess.run(
-        arguments, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=HERE.parents[1]
-    )
-    return ended.returncode, ended.stderr
+def run_alone(config: Config, *arguments: str) -> tuple[int, str]:
+    settings = ["--endpoint", config.endpoint, "--state-dir", str(config.state_dir)]
+    ended = CliRunner().invoke(cli, ["mcp", "proxy", *settings, *arguments])
+    return ended.exit_code, ended.output
 
 
 def code_of(reply: Any) -> int | None:
@@ -356,6 +357,18 @@ def test_what_a_server_calls_its_tools_forges_no_line_for_the_operator(
     assert all(line.startswith("thorpolicy mcp proxy: ") for line in notes.splitlines())
 
 
+def test_an_id_that_waits_for_its_answer_cannot_be_used_again(config: Config, tmp_path: Path) -> None:
+    with serving(config), proxied(config, tmp_path, words=("silent",)) as raw:
+        raw.send(id=7, method="tools/call", params={"name": "read", "arguments": {"path": "/a"}})
+        assert code_of(raw.call("read", path="/b")) == -32600
+        assert "result" in raw.ask(id="7", method="ping")  # a text is another id
+        raw.send(method="notifications/cancelled", params={"requestId": 7})
+        raw.send(id=7, method="ping")
+        assert "result" in raw.read()
+        calls = [message for message in raw.seen if message["method"] == "tools/call"]
+        assert [call["params"]["arguments"] for call in calls] == [{"path": "/a"}]
+
+
 # ---------------------------------------------------------------- faults
 
 
@@ -402,7 +415,7 @@ def test_a_signal_ends_proxy_and_server(config: Config, tmp_path: Path, number: 
 
 
 def test_a_program_that_is_not_there_is_an_error_of_use(config: Config) -> None:
-    status, errors = run_alone(command(config, server=["/nowhere/server"]))
+    status, errors = run_alone(config, "--", "/nowhere/server")
     assert status == 2
     assert "/nowhere/server: cannot be started" in errors
 
@@ -513,7 +526,7 @@ def test_a_bad_file_of_mappings_is_an_error_of_use(config: Config, tmp_path: Pat
         ("tools: {read: {evaluation: {}, evaluations: {}}}", "one member"),
     ):
         (tmp_path / "pins.yaml").write_text(text)
-        status, errors = run_alone(command(config, "--mapping", str(tmp_path / "pins.yaml"), server=["true"]))
+        status, errors = run_alone(config, "--mapping", str(tmp_path / "pins.yaml"), "--", "true")
         assert status == 2
         assert problem in errors
 

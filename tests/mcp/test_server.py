@@ -16,18 +16,20 @@ import anyio
 import httpx
 import httpx2
 import pytest
+from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import ElicitResult
 
 from tests.build import WAIT_S, write_rules_only_pack
+from thor_policy.cli.main import cli
 from thor_policy.config import Config
 from thor_policy.daemon.service import serving
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from thor_policy.cli.main import main; main()"
-NAMES = ["approvals", "evaluate", "explain", "request_approval", "trace"]
+NAMES = ["approvals", "evaluate", "explain", "request_approval", "similar", "trace"]
 TOKEN = "0123456789abcdef" * 2
 RULES = """
 - {id: look, when: 'action.name == "look"', outcome: allow, final: true, because: It only looks.}
@@ -72,7 +74,7 @@ async def _all_tools(client: Client) -> None:
     listed = (await client.list_tools()).tools
     assert [tool.name for tool in listed] == NAMES
     reading = {tool.name for tool in listed if tool.annotations and tool.annotations.read_only_hint}
-    assert reading == {"approvals", "explain", "trace"}
+    assert reading == {"approvals", "explain", "similar", "trace"}
     for tool in listed:
         assert tool.annotations is not None
         assert (tool.annotations.destructive_hint, tool.annotations.open_world_hint) == (False, False)
@@ -91,6 +93,8 @@ async def _all_tools(client: Client) -> None:
     assert explained["reason"] == "A person consents."
     trace = (await called(client, "trace", {"decision_id": denied["decision_id"], "depth": 1}))["trace"]
     assert trace["question"]["action"]["name"] == "deploy"
+    similar = await called(client, "similar", {"to": allowed["decision_id"], "limit": 3})
+    assert similar["statistics"]["count"] == len(similar["precedents"]) <= 1  # summaries come later
     task = await called(
         client, "request_approval", {"decision_id": denied["decision_id"], "reason": "release"}
     )
@@ -130,8 +134,7 @@ def test_the_official_client_calls_every_tool_over_stdio(config: Config, mode: s
         run(lambda: over_stdio(config, mode), trial)
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("wants", [True, False])
+@pytest.mark.parametrize(("mode", "wants"), [("auto", True), ("legacy", False)])
 def test_the_person_at_the_client_is_asked_before_an_approval_is_requested(
     config: Config, mode: str, wants: bool
 ) -> None:
@@ -261,6 +264,6 @@ def test_http_without_protection_is_refused(
     named = [
         option.format(**{name: tmp_path / name for name in ("good", "open", "short")}) for option in options
     ]
-    ended = subprocess.run(command(config, *named), cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
-    assert ended.returncode == 2
-    assert problem in ended.stderr
+    ended = CliRunner().invoke(cli, ["mcp", "serve", "--endpoint", config.endpoint, *named])
+    assert ended.exit_code == 2
+    assert problem in ended.output

@@ -166,6 +166,12 @@ def test_explain_may_be_none_inline_or_later(explain: str) -> None:
     assert evaluate(explain=explain).explain == explain
 
 
+@pytest.mark.parametrize("enrich", ["auto", "never", "always"])
+def test_enrich_may_be_auto_never_or_always(enrich: str) -> None:
+    assert evaluate(enrich=enrich).enrich == enrich
+    assert evaluate().enrich == "auto"
+
+
 def test_a_deadline_of_null_means_no_deadline() -> None:
     assert evaluate(deadline_ms=None).deadline_ms is None
 
@@ -196,7 +202,7 @@ def test_an_integer_may_be_at_either_limit_of_64_bits(number: int) -> None:
 OPS = (
     "evaluate, search, status, metrics, decision_report, consultation, outcome, review, assignment, "
     "approval, request_approval, approve, deny, cancel, "
-    "supplement, node, edge, trace_state, approvals, push, maintenance, control"
+    "supplement, node, edge, trace_state, approvals, similar, push, maintenance, control"
 )
 
 
@@ -216,6 +222,7 @@ OPS = (
         ({"op": {"record": 1}}, "bad_request", f"op: must be one of {OPS}"),
         ({"explain": "sometime"}, "bad_request", "explain: must be one of none, inline, later"),
         ({"explain": True}, "bad_request", "explain: must be one of none, inline, later"),
+        ({"enrich": "sometime"}, "bad_request", "enrich: must be one of auto, never, always"),
         ({"explain": ["none"]}, "bad_request", "explain: must be one of none, inline, later"),
         ({"pack": 1}, "bad_request", "pack: must be a string"),
         ({"pack": ""}, "bad_request", "pack: must not be empty"),
@@ -1012,6 +1019,15 @@ def maintenance_frame(**record: Any) -> bytes:
         records.Maintenance(task="archive", before="2026-05-13T10:00:00+02:00"),
         records.Maintenance(task="checkpoint"),
         records.Maintenance(task="counterfactual", counterfactuals=COUNTERFACTUALS),
+        records.Maintenance(
+            task="import_graph",
+            graph=records.GraphImport(
+                nodes=(records.ImportedNode(id="n", node=records.Node(type="goal", title="t")),),
+                edges=(
+                    records.ImportedEdge(id="e", edge=records.Edge(source="n", target="m", type="leads_to")),
+                ),
+            ),
+        ),
         records.Maintenance(task="promote", promotion=PROMOTION),
         records.Maintenance(task="shipped", shipped=records.Shipped(sink="postgres", seq=7, alarm="fork")),
         records.Maintenance(task="unship", sink="postgres"),
@@ -1032,7 +1048,10 @@ def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Ma
             "bad_request",
             "record.task: must be one of "
             + ", ".join(
-                ("erase, archive, checkpoint, rekey", "calibrate, counterfactual, promote, shipped, unship")
+                (
+                    "erase, archive, checkpoint, rekey",
+                    "calibrate, counterfactual, promote, import_graph, shipped, unship",
+                )
             ),
         ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
@@ -1050,6 +1069,35 @@ def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Ma
         ({"task": "erase", "actor": "a" * 257}, "too_large", "record.actor: has more than 256 characters"),
         ({"task": "erase", "actor": 7}, "bad_request", "record.actor: expected `str | null`, got `int`"),
         ({"task": "archive"}, "bad_request", "record.before: is missing; the task archive needs it"),
+        (
+            {"task": "import_graph"},
+            "bad_request",
+            "record.graph: is missing; the task import_graph needs it",
+        ),
+        (
+            {"task": "import_graph", "graph": {"nodes": [{"id": "a", "node": {"type": "goal"}}]}},
+            "bad_request",
+            "record.graph.nodes[0].node: object missing required field `title`",
+        ),
+        (
+            {
+                "task": "import_graph",
+                "graph": {"edges": [{"id": "e", "edge": {"source": "a", "target": "a", "type": "leads_to"}}]},
+            },
+            "bad_request",
+            "record.graph.edges[0].edge.target: is the source itself; no edge may be a loop (leads_to)",
+        ),
+        (
+            {
+                "task": "import_graph",
+                "graph": {"nodes": [{"id": "a", "node": {"type": "goal", "title": "t", "supersedes": "b"}}]},
+            },
+            "bad_request",
+            (
+                "record.graph.nodes[0].node.supersedes: is for the op node; "
+                "an import has an edge of the type supersedes"
+            ),
+        ),
         (
             {"task": "counterfactual"},
             "bad_request",
@@ -1379,6 +1427,7 @@ MEMBERS = st.sampled_from(
         "op",
         "deadline_ms",
         "explain",
+        "enrich",
         "pack",
         "annotations",
         "request",

@@ -171,6 +171,8 @@ def status(config: Config, as_json: bool) -> None:
         render.pairs(msgspec.to_builtins(getattr(state, title)), title=title)
     if state.approvals is not None and (state.approvals.pending or any(state.approvals.counters.values())):
         render.pairs(msgspec.to_builtins(state.approvals), title="approvals")
+    if state.recall is not None and (state.recall.vectors or any(state.recall.counters.values())):
+        render.pairs(msgspec.to_builtins(state.recall), title="precedents")
     if state.pushed is not None and state.pushed.counters["pushed"]:
         render.pairs(msgspec.to_builtins(state.pushed), title="pushed values")
     for source in state.sources:

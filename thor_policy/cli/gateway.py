@@ -14,7 +14,7 @@ import click
 
 from thor_policy.cli.extras import needs_extra
 from thor_policy.cli.log_lines import LogHandler
-from thor_policy.cli.options import configured
+from thor_policy.cli.options import configured, listen_option
 from thor_policy.config import Config
 from thor_policy.telemetry import logs
 
@@ -23,23 +23,12 @@ log = logging.getLogger(__name__)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, int]:
-    address, colon, port = value.rpartition(":")
-    if not colon or not address or not port.isdecimal() or int(port) > 65_535:
-        raise click.BadParameter(f"{value!r} must be ADDRESS:PORT, such as 127.0.0.1:8181.")
-    return address.removeprefix("[").removesuffix("]"), int(port)
-
-
 @click.command()
 @configured("endpoint", "key", "keys_dir", "max_request_bytes", "log_format", "log_level")
-@click.option(
-    "--listen",
-    default="127.0.0.1:8181",
-    show_default=True,
-    metavar="ADDRESS:PORT",
-    callback=_address,
-    help="Where to listen; with port 0 on a free port. Plain HTTP, and a gateway without --tokens, listen "
-    "on loopback only.",
+@listen_option(
+    "127.0.0.1:8181",
+    "Where to listen; with port 0 on a free port. Plain HTTP, and a gateway without --tokens, listen on "
+    "loopback only.",
 )
 @click.option("--tls-cert", type=_FILE, help="PEM file of the certificate and its chain.")
 @click.option("--tls-key", type=_FILE, help="PEM file of the certificate's key.")
@@ -57,7 +46,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[
 @click.option(
     "--public-url",
     metavar="URL",
-    help="The https URL by which clients call the gateway, without path: the identifier in its metadata.",
+    help="The https URL by which clients call the gateway: the identifier in its metadata.",
 )
 def gateway(
     config: Config,
@@ -95,4 +84,4 @@ def gateway(
     def ready() -> None:
         log.info("ready at %s, asks %s", settings.base_url, config.endpoint)
 
-    serving.make_server(application, settings, counters, ready=ready).run(sockets=[opened])
+    serving.serve(serving.make_server(application, settings, counters, ready=ready), opened)

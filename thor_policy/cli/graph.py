@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from thor_policy.cli import graph_views, render
+from thor_policy.cli import graph_records, graph_views, render
 from thor_policy.cli.graph_views import show_items, title_of
 from thor_policy.cli.journal_reader import open_current
 from thor_policy.cli.options import as_json, configured, finite, is_given
@@ -203,6 +203,9 @@ graph.add_command(graph_views.timeline_)
 graph.add_command(graph_views.pulse)
 graph.add_command(graph_views.context)
 graph.add_command(graph_views.export)
+graph.add_command(graph_views.analytics)
+for command in (graph_records.import_, graph_records.import_git, graph_records.new, graph_records.templates):
+    graph.add_command(command)
 
 # ---------------------------------------------------------------- shared parts
 

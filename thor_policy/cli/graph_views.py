@@ -23,6 +23,8 @@ from thor_policy.core.errors import ThorPolicyError
 from thor_policy.journal import work_queries
 from thor_policy.journal.reader import ENDING_CHARS, Record
 from thor_policy.trace import timeline, trace_graph, work_graph
+from thor_policy.trace.analytics import Share
+from thor_policy.trace.analytics import analytics as take_analytics
 from thor_policy.trace.context import LEAST_TOKENS, TOKENS
 from thor_policy.trace.context import context as make_context
 from thor_policy.trace.formats import FORMATS
@@ -124,6 +126,36 @@ def context(config: Config, session: str | None, tokens: int, as_json: bool) -> 
         render.line(f"{made.tokens:,} tokens, counted by {by}", stderr=True)
 
 
+@click.command()
+@configured("state_dir")
+@as_json
+def analytics(config: Config, as_json: bool) -> None:
+    """Show how the newest 1,000 decisions of the work turned out, by agent, by type and by month."""
+    with open_current(config) as reader:
+        read = take_analytics(reader)
+    if as_json:
+        render.as_json(to_builtins(read))
+        return
+    judged = "no decision has both" if read.brier is None else f"{read.brier:.3f} of {read.judged:,}"
+    render.pairs(
+        {
+            "decisions": f"{read.decisions:,}{', the newest; there are more' if read.cut else ''}",
+            **{name: _share(value) for name, value in read.quality.items()},
+            "confidence against success (Brier)": judged,
+        }
+    )
+    for name, groups in (("agent", read.by_agent), ("type", read.by_type)):
+        if groups:
+            rows = [(group.name, group.decisions, _share(group.success)) for group in groups[:_MOST_ROWS]]
+            render.table((name, "decisions", "successful"), rows, clipped=(0,))
+    if read.confidence:
+        months = [
+            (period.month, period.sample, f"{period.mean:.0f} %", _margin(period.margin))
+            for period in read.confidence
+        ]
+        render.table(("month", "decisions", "confidence", "+-"), months)
+
+
 @click.command("export")
 @configured("state_dir")
 @click.option(
@@ -186,6 +218,17 @@ def export(
 
 
 # ---------------------------------------------------------------- shared parts
+
+
+def _share(share: Share) -> str:
+    """`67 % of 12 (39 to 86 %)`, with the interval at 95 %."""
+    if share.share is None or share.low is None or share.high is None:
+        return "none of 0"
+    return f"{share.share:.0%} of {share.sample:,} ({share.low:.0%} to {share.high:.0%})"
+
+
+def _margin(margin: float | None) -> str | None:
+    return None if margin is None else f"{margin:.0f}"
 
 
 def _counter(config: Config) -> tuple[Callable[[str], int] | None, str]:

@@ -52,6 +52,10 @@ COMMANDS = {
         "compliance",
         "Report each decision of a type: policy in force, approvers, evidence, later fate.",
     ),
+    "similar": (
+        "similar",
+        "List past decisions that are similar to a decision, a question or a text, and what they share.",
+    ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
         "journal",
@@ -60,6 +64,14 @@ COMMANDS = {
     "replay": (
         "replay",
         "Take recorded decisions again, and compare rules, question, tokens, logits and outcome.",
+    ),
+    "receipt": (
+        "receipts",
+        "Make a signed receipt of one decision, which a third party can check without this device.",
+    ),
+    "verify-receipt": (
+        "receipts",
+        "Check a receipt offline: signature, place in the chain, checkpoint.",
     ),
     "whatif": (
         "whatif",
@@ -73,6 +85,10 @@ COMMANDS = {
     "calibrate": (
         "calibrate",
         "Fit a temperature to judged decisions of the pack and model, and put it in force.",
+    ),
+    "tune": (
+        "tune",
+        "Choose the band of confidence that asks at most so often and allows at most so much wrongly.",
     ),
     "export": ("export", "Export reviewers' corrections: few-shot examples, training lines, a report."),
     "improve": (
@@ -97,6 +113,7 @@ COMMANDS = {
     ),
     "ship": ("fleet", "Ship the journal to a fleet's store, or to sealed files for another shipper."),
     "fleet": ("fleet", "Make a fleet's store, and ask it: devices, chains, similar decisions, exceptions."),
+    "web": ("web", "Serve pages for people until SIGTERM or Ctrl-C: decisions, approvals, reviews, figures."),
     "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (
         "bench",
@@ -121,7 +138,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"thor_policy.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,9 +10,9 @@ from typing import get_args
 
 import click
 
+from thor_policy.cli.extras import needs_extra
 from thor_policy.cli.options import configured
 from thor_policy.config import Config
-from thor_policy.core.errors import ConfigError
 from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
 from thor_policy.mcp.gate import Gate, Peer, Pins, ServerMappings
@@ -45,12 +45,8 @@ def serve(config: Config, address: str | None, token_file: Path | None) -> None:
     """
     if (address is None) != (token_file is None):
         raise click.UsageError("give --http and --token-file together, or none of them for stdio")
-    try:
+    with needs_extra("mcp", "mcp serve"):
         from thor_policy.mcp import http, server
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: install thor-policy with its extra [mcp]"
-        ) from error
     from thor_policy.cli.journal_reader import open_current
     from thor_policy.client.aio import AsyncClient
     from thor_policy.trace.reading import read_trace

@@ -143,6 +143,20 @@ with_tests = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def listen_option(default: str, text: str) -> Callable[[F], F]:
+    """The option --listen of a command that serves HTTP, as address and port; `text` is its help."""
+    return click.option(
+        "--listen", default=default, show_default=True, metavar="ADDRESS:PORT", callback=_address, help=text
+    )
+
+
+def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, int]:
+    address, colon, port = value.rpartition(":")
+    if not colon or not address or not port.isdecimal() or int(port) > 65_535:
+        raise click.BadParameter(f"{value!r} must be ADDRESS:PORT, such as 127.0.0.1:8181.")
+    return address.removeprefix("[").removesuffix("]"), int(port)
+
+
 #: The argument of commands that read a pack's files.
 shipped_pack = click.argument(
     "pack",

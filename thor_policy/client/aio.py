@@ -31,11 +31,14 @@ from thor_policy.client.requests import (
     record_request,
     risk_report,
     signal_report,
+    similar_of,
+    similar_request,
     task_of,
     tasks_of,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
+from thor_policy.core.recall import Similar, SimilarQuery
 from thor_policy.core.requests import Json
 from thor_policy.core.sources import Push
 from thor_policy.core.status import Status
@@ -99,9 +102,12 @@ class AsyncClient:
         idempotency_key: str | None = None,
         pack: str | None = None,
         enrich: str = "auto",
+        traceparent: str | None = None,
     ) -> dict[str, Json]:
         return await self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
+            evaluate_request(
+                question, explain, deadline_ms, annotations, idempotency_key, pack, enrich, traceparent
+            )
         )
 
     async def status(self) -> Status:
@@ -161,6 +167,9 @@ class AsyncClient:
     async def approvals(self, query: records.ApprovalQuery | None = None) -> list[dict[str, Json]]:
         reply = await self._do(approvals_request(query or records.ApprovalQuery()))
         return tasks_of(reply)
+
+    async def similar(self, query: SimilarQuery) -> Similar:
+        return similar_of(await self._do(similar_request(query)))
 
     async def trace_state(self, status: records.TraceState) -> dict[str, Json]:
         recorded: dict[str, Json] = (await self._do(record_request(status, None)))["recorded"]

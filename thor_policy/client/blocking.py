@@ -30,11 +30,14 @@ from thor_policy.client.requests import (
     record_request,
     risk_report,
     signal_report,
+    similar_of,
+    similar_request,
     task_of,
     tasks_of,
 )
 from thor_policy.core import records
 from thor_policy.core.errors import Unreachable
+from thor_policy.core.recall import Similar, SimilarQuery
 from thor_policy.core.requests import Json
 from thor_policy.core.sources import Push
 from thor_policy.core.status import Status
@@ -98,17 +101,21 @@ class Client:
         idempotency_key: str | None = None,
         pack: str | None = None,
         enrich: str = "auto",
+        traceparent: str | None = None,
     ) -> dict[str, Json]:
         """The reply to an AuthZEN evaluation or a flat situation (docs/reference/protocol.md).
 
         The resident pack named by `pack` decides it; without `pack`, the active one. A request with an
         `idempotency_key` can be sent again after any error: the daemon makes one decision. `enrich` is
         `auto`, `never` or `always`: whether the decision is enriched on idle time.
+        `traceparent` is the span of the caller that it belongs to (W3C Trace Context).
 
         Raises RequestError if the request is refused, Unreachable if no reply comes in time.
         """
         return self._do(
-            evaluate_request(question, explain, deadline_ms, annotations, idempotency_key, pack, enrich)
+            evaluate_request(
+                question, explain, deadline_ms, annotations, idempotency_key, pack, enrich, traceparent
+            )
         )
 
     def status(self) -> Status:
@@ -186,6 +193,10 @@ class Client:
         """The tasks that this caller may see: its own, or all with the role approve, review or control."""
         reply = self._do(approvals_request(query or records.ApprovalQuery()))
         return tasks_of(reply)
+
+    def similar(self, query: SimilarQuery) -> Similar:
+        """The precedents of a decision, a question or a text; needs the role `review`."""
+        return similar_of(self._do(similar_request(query)))
 
     def trace_state(self, status: records.TraceState) -> dict[str, Json]:
         """Change the state of a decision's trace; needs the role `review`.

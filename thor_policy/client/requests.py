@@ -10,7 +10,10 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
+from msgspec import convert
+
 from thor_policy.core import records
+from thor_policy.core.recall import Similar, SimilarQuery
 from thor_policy.core.requests import Json
 from thor_policy.core.sources import Push
 from thor_policy.protocol.requests import question_fields
@@ -53,6 +56,7 @@ def evaluate_request(
     idempotency_key: str | None,
     pack: str | None,
     enrich: str = "auto",
+    traceparent: str | None = None,
 ) -> ClientRequest:
     fields = question_fields(question) | {"explain": explain} | _idempotency_field(idempotency_key)
     if deadline_ms is not None:
@@ -63,6 +67,8 @@ def evaluate_request(
         fields["pack"] = pack
     if enrich != "auto":
         fields["enrich"] = enrich
+    if traceparent is not None:
+        fields["traceparent"] = traceparent
     return ClientRequest("evaluate", fields, deadline_ms + GRACE_MS if deadline_ms else None)
 
 
@@ -83,6 +89,14 @@ def record_id_of(reply: dict[str, Json]) -> str:
 
 def approvals_request(query: records.ApprovalQuery) -> ClientRequest:
     return ClientRequest("approvals", {"record": query})
+
+
+def similar_request(query: SimilarQuery) -> ClientRequest:
+    return ClientRequest("similar", {"record": query})
+
+
+def similar_of(reply: dict[str, Json]) -> Similar:
+    return convert(reply["similar"], Similar)
 
 
 def task_of(reply: dict[str, Json]) -> dict[str, Json]:

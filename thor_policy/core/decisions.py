@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from thor_policy.core.lifting import Offer, Use
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Annotations, Caller, Evaluation, Json, Risk, Urgency
 from thor_policy.core.sources import Consulted
 
@@ -219,7 +220,8 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
     `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
-    is there if the request had a key: the text of its `Mark`. `sources` is what the sources of the pack said.
+    is there if the request had a key: the text of its `Mark`. `sources` is what the sources of the pack said,
+    `precedents` what was beside the question.
     `offer` says which approvals can lift the outcome, `use` what an approval of the request did.
     `stepped_up`: allowed although the outcome is not the loosest, because the caller sees to its obligation.
     """
@@ -252,6 +254,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     offer: Offer | None = None
     use: Use | None = None
     stepped_up: bool = False
+    precedents: tuple[Precedent, ...] = ()
+    precedents_note: str | None = None
 
     @property
     def judged(self) -> str:

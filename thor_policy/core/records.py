@@ -377,10 +377,35 @@ class Shipped(Struct, frozen=True, kw_only=True):
     alarm: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
 
 
+#: Most nodes, and most edges, of one import; a whole graph is imported in several.
+MAX_IMPORTED = 200
+
+
+class ImportedNode(Struct, frozen=True, kw_only=True):
+    """A node with the id that it keeps."""
+
+    id: Name
+    node: Node
+
+
+class ImportedEdge(Struct, frozen=True, kw_only=True):
+    """An edge with the id that it keeps."""
+
+    id: Name
+    edge: Edge
+
+
+class GraphImport(Struct, frozen=True, kw_only=True):
+    """Nodes and edges that keep their ids. What is recorded under one of these ids stays as it is."""
+
+    nodes: Annotated[tuple[ImportedNode, ...], Meta(max_length=MAX_IMPORTED)] = ()
+    edges: Annotated[tuple[ImportedEdge, ...], Meta(max_length=MAX_IMPORTED)] = ()
+
+
 class Maintenance(Struct, frozen=True, kw_only=True):
     """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, replace
     the key of its digests (`rekey`), put a `calibration` in force, record `counterfactuals` or a `promotion`,
-    note how far a sink of the shipper is (`shipped`), or forget that sink (`unship`).
+    note how far a sink of the shipper is (`shipped`), forget that sink (`unship`), or import a `graph`.
 
     `unshipped`: archive and erase also what a sink has not acknowledged yet.
     """
@@ -393,6 +418,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
         "calibrate",
         "counterfactual",
         "promote",
+        "import_graph",
         "shipped",
         "unship",
     ]
@@ -404,6 +430,7 @@ class Maintenance(Struct, frozen=True, kw_only=True):
     shipped: Shipped | None = None
     sink: Name | None = None
     unshipped: bool = False
+    graph: GraphImport | None = None
 
 
 #: A name, or a path on the daemon's machine.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.sources import Consulted
 
 #: JSON as decoded: str, int, float, bool, None, list, dict.
@@ -113,6 +114,13 @@ class Caller(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.uid is None else f"uid:{self.uid}"
 
 
+class Together(Struct, frozen=True):
+    """Questions of one batch, whose decisions are recorded in one transaction: which batch, and how many."""
+
+    batch: int
+    size: int
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
@@ -120,7 +128,9 @@ class Request(Struct, frozen=True, kw_only=True):
     at receipt and recorded; `received_ns` and `deadline_ns` are monotonic nanoseconds. `pack` is what the
     request calls the pack that it wants to be judged by; None: whichever is active. `idempotency` is
     recorded with the decision. `sources` is what the sources of a pack said, and `judge` the sha256 of that
-    pack: while it is loaded it decides, though another became active meanwhile.
+    pack: while it is loaded it decides, though another became active meanwhile. `together` is the
+    batch. `precedents` are what the pack asked for, best first; `precedents_note` says what of them could not
+    be looked up.
     """
 
     ticket: int
@@ -136,6 +146,9 @@ class Request(Struct, frozen=True, kw_only=True):
     pack: str | None = None
     sources: tuple[Consulted, ...] = ()
     judge: str | None = None
+    precedents: tuple[Precedent, ...] = ()
+    precedents_note: str | None = None
+    together: Together | None = None
 
 
 _Time = Annotated[datetime, Meta(tz=True)]

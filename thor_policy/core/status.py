@@ -220,6 +220,17 @@ class SourceStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class RecallStatus(Struct, frozen=True, kw_only=True):
+    """The search for precedents: `problem` says why vectors are not compared."""
+
+    vectors: int
+    index_mb: int
+    problem: str | None
+    mean_ms: float
+    max_ms: float
+    counters: dict[str, int]
+
+
 class ReloadStatus(Struct, frozen=True, kw_only=True):
     """What came of reading the settings again: why they were refused, which changed, which need a restart."""
 
@@ -232,7 +243,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     """What all parts but the server say; `pack` and `model` are those that decide now.
 
     `sources` are those of all resident packs that were consulted; `pushed` the values that programs pushed,
-    `approvals` the requests for approvals.
+    `approvals` the requests for approvals, `recall` the search for precedents.
     """
 
     pack: PackInfo
@@ -248,6 +259,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     sources: tuple[SourceStatus, ...] = ()
     pushed: CacheStatus | None = None
     approvals: ApprovalsStatus | None = None
+    recall: RecallStatus | None = None
     enrichment: EnrichmentStatus | None = None
     alerts: AlertsStatus | None = None
     shipping: tuple[ShippingStatus, ...] = ()
@@ -284,6 +296,7 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "drift": self.drift.counters,
             "pushed": self.pushed.counters if self.pushed else {},
             "approvals": self.approvals.counters if self.approvals else {},
+            "recall": self.recall.counters if self.recall else {},
             "enrichment": self.enrichment.counters if self.enrichment else {},
             "alerts": self.alerts.counters if self.alerts else {},
             **{f"source:{source.name}": source.counters for source in self.sources},

@@ -21,7 +21,7 @@ from thor_policy.core.errors import RequestError, shutting_down
 from thor_policy.core.fair_queue import Lane
 from thor_policy.core.idempotency import Mark
 from thor_policy.core.ids import new_id
-from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role
+from thor_policy.core.requests import Annotations, Caller, Claimed, Json, Request, Role, Together
 from thor_policy.core.results import PriorRecord
 from thor_policy.daemon.inflight import Answer, InFlight
 from thor_policy.daemon.quota import JournalQuota
@@ -119,7 +119,13 @@ class Admission:
         self._find_pack = find_pack
         self._quota = quota
 
-    def question(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> Request:
+    def question(
+        self,
+        message: EvaluateRequest,
+        answer: Answer,
+        arrival: Arrival,
+        together: Together | None = None,
+    ) -> Request:
         """The admitted request of a question; `answer` gets its reply."""
         if message.idempotency is None:
             self.check_question(message, arrival)
@@ -144,6 +150,7 @@ class Admission:
             enrich=message.enrich,
             annotations=self._annotations(message, arrival),
             pack=message.pack,
+            together=together,
         )
 
     def record(self, message: RecordRequest, answer: Answer, arrival: Arrival) -> tuple[int, str]:

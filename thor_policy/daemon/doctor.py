@@ -14,19 +14,21 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-from msgspec import Struct
+from typing import Any
 
 from thor_policy import catalog
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import PackInfo
 from thor_policy.core.errors import DigestMismatch, ThorPolicyError
+from thor_policy.core.status import Status
+from thor_policy.daemon.board_checks import BOARD_CHECKS, Subject
+from thor_policy.daemon.findings import Finding
 from thor_policy.journal.reader import Reader
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint_pack
 from thor_policy.security import files
+from thor_policy.telemetry.board import Board
 
 #: SQLite versions in which two connections can corrupt a write-ahead log by resetting it at once.
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
@@ -34,22 +36,36 @@ WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 LOW_DISK_BYTES = 1 << 30
 
 
-class Finding(Struct, frozen=True, kw_only=True):
-    """One check: `cure` is the command or step that mends a `warning` or `missing`."""
+def examine(
+    config: Config, *, root: Path = Path("/"), advance: Callable[[], None] = lambda: None
+) -> list[Finding]:
+    """The findings of all `CHECKS`, and of the board's checks on a Jetson; `advance` is called after each.
 
-    name: str
-    state: Literal["ok", "warning", "missing"]
-    detail: str
-    cure: str | None = None
-
-
-def examine(config: Config, *, advance: Callable[[], None] = lambda: None) -> list[Finding]:
-    """The findings of all `CHECKS`; `advance` is called after each."""
+    `root`: where the board's file system begins. Another one than `/` is a copy of a board's files.
+    """
     findings = []
     for check in CHECKS:
         findings.append(check(config))
         advance()
+    if (board := Board(root)).is_jetson:
+        subject = Subject(config=config, board=board, status=_status(config) if root == Path("/") else None)
+        for board_check in BOARD_CHECKS:
+            findings.append(board_check(subject))
+            advance()
     return findings
+
+
+def count_checks(root: Path) -> int:
+    """How many checks `examine` makes."""
+    return len(CHECKS) + (len(BOARD_CHECKS) if Board(root).is_jetson else 0)
+
+
+def _status(config: Config) -> Status | None:
+    try:
+        with Client(config.endpoint, key=config.key_file, timeout_ms=2_000) as client:
+            return client.status()
+    except ThorPolicyError:
+        return None
 
 
 def _device(_config: Config) -> Finding:

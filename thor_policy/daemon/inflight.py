@@ -25,6 +25,7 @@ from thor_policy.daemon.shares import Places
 from thor_policy.protocol.messages import HTTP_STATUS
 from thor_policy.protocol.replies import decision_item, explanation_item, more_of, recorded_item, task_item
 from thor_policy.telemetry.metrics import Metrics
+from thor_policy.telemetry.span_mapping import Served
 
 #: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
 Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
@@ -54,9 +55,17 @@ class _Pending:
 
 class InFlight:
     """All requests that were admitted and not answered; `counters` gets every loss by name,
-    `metrics` the times."""
+    `metrics` the times. `on_served` takes each recorded decision after its reply was handed over."""
 
-    def __init__(self, *, publish: Publish, counters: Counter[str], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        publish: Publish,
+        counters: Counter[str],
+        metrics: Metrics,
+        on_served: Callable[[Served], None] | None = None,
+    ) -> None:
+        self._on_served = on_served
         self._publish = publish
         self._counters = counters
         self._metrics = metrics
@@ -144,6 +153,8 @@ class InFlight:
         if pending is None:
             if commit.kind != "explanation":  # which nobody need wait for
                 self._counters[f"{kinds}_late"] += 1
+            if self._on_served is not None and commit.error is None and isinstance(recorded, Decision):
+                self._on_served(Served(recorded, commit.commit_ms, None))
         elif commit.kind == "explanation":
             pending.awaits_explanation = False
             if commit.error is None and pending.decision and isinstance(recorded, Explained):
@@ -204,6 +215,8 @@ class InFlight:
             pending.decision, explained=inline, commit_ms=pending.commit_ms, total_ms=total_ms
         )
         self._answer(ticket, item)
+        if self._on_served is not None:
+            self._on_served(Served(pending.decision, pending.commit_ms, total_ms))
 
     def _answer(self, ticket: int, answer: dict[str, Json] | RequestError) -> None:
         pending = self._pending.pop(ticket)

@@ -14,18 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from thor_policy import catalog
 from thor_policy.config import Config, data_path
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.enrichment import Mode
 from thor_policy.core.errors import EngineError, PackError
+from thor_policy.core.recall import Embedder, Weights
 from thor_policy.core.records import Calibration
 from thor_policy.daemon.alerts import Thresholds
 from thor_policy.daemon.day_budget import DAY_NS
 from thor_policy.daemon.enrichment import Plan
 from thor_policy.daemon.model import load_engine as load_engine
 from thor_policy.engine.absent import NoEngine
+from thor_policy.engine.embedder import QUICK_FILE, MiniLM
 from thor_policy.journal.checkpoints import Signer, key_path
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.signing_rule import Checkpoints
@@ -39,6 +43,18 @@ from thor_policy.telemetry import clocks
 log = logging.getLogger(__name__)
 
 OpenJournal = Callable[[Config, OnCommitted], Journal]
+OpenEmbedder = Callable[[Config], Embedder]
+
+
+def load_embedder(config: Config) -> Embedder:
+    """The quick sentence embedder. Raises CatalogError if it is missing."""
+    return MiniLM(config.models_dir, QUICK_FILE)
+
+
+def weights_of(config: Config) -> Weights:
+    """How much each merit of a precedent counts."""
+    names = [each.name for each in structs.fields(Weights)]
+    return Weights(**{name: getattr(config, f"similar_weight_{name}") for name in names})
 
 
 def load_pack(config: Config) -> Pack:

@@ -1,7 +1,8 @@
 """The maintenance thread: long work on the journal, one task at a time, while decisions go on.
 
-Owns who does it, and the turns of the background verifier, of the maker of summaries and of the approvals
-between the tasks. Invariant: that of `JobThread`; a calibration counts only once it is recorded.
+Owns who does it, and the turns of the background verifier, of the makers of summaries and vectors, and of
+the approvals between the tasks. Invariant: that of `JobThread`; a calibration counts only once it is
+recorded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.maintenance.dispatch import run_maintenance
 from thor_policy.journal.writer import Journal
@@ -42,7 +44,7 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries`, `approvals`, `alerts` and `shipping` have their turns on this thread while there
+    `verifier`, `summaries`, `vectors`, `approvals`, `alerts` and `shipping` have their turns while there
     is no task. `on_erasure` is called before an erasure and behind it.
     """
 
@@ -54,6 +56,7 @@ class MaintenanceThread(JobThread[_Job]):
         on_calibration: Callable[[Calibration], None] = lambda _: None,
         verifier: Verifier | None = None,
         summaries: SummaryMaker | None = None,
+        vectors: VectorMaker | None = None,
         approvals: ApprovalTasks | None = None,
         alerts: AlertWatch | None = None,
         shipping: ShippingWatch | None = None,
@@ -63,7 +66,7 @@ class MaintenanceThread(JobThread[_Job]):
         self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
-        workers = (verifier, summaries, approvals, shipping, alerts)
+        workers = (verifier, summaries, vectors, approvals, shipping, alerts)
         self._idle = [worker for worker in workers if worker is not None]
         super().__init__("maintenance", on_outcome)
 

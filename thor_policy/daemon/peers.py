@@ -40,7 +40,8 @@ class Identity:
 class Sender:
     """Who sent a request, and where its reply goes: the peer's route, the envelope, the id to echo.
 
-    `op` and `received_ns` are for the log; `lane` is whose share the request takes, `size_bytes` its length.
+    `op`, `received_ns` and `trace_id` are for the log; `lane` is whose share the request takes, and
+    `size_bytes` its length.
     """
 
     peers: Peers
@@ -52,6 +53,7 @@ class Sender:
     size_bytes: int = 0
     request_id: str = ""
     op: str | None = None
+    trace_id: str | None = None
 
     @property
     def caller(self) -> Caller:

@@ -12,13 +12,15 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import DecisionLog
 from thor_policy.core.errors import RequestError, decision_failed
 from thor_policy.core.fair_queue import OWN, Debts, FairQueue, Lane
-from thor_policy.core.requests import Request
+from thor_policy.core.requests import Request, Together
 from thor_policy.core.results import EngineResult, Refused
 from thor_policy.daemon.shares import check_in_time
 from thor_policy.policy.decider import Assessment, Policy
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Weight of the newest request in the running mean of how long one takes.
 _MEAN_WEIGHT = 0.1
+#: How long the decisions of a batch wait for the next one of it, in seconds.
+HELD_S = 0.02
 
 
 class Judging(Protocol):
@@ -54,11 +58,21 @@ class _Waiting(NamedTuple):
     lane: Lane
 
 
+@dataclass
+class _Held:
+    """Decisions of a batch of `size`, until all of them are there; when the newest came, monotonic ns."""
+
+    size: int
+    newest_ns: int = 0
+    decisions: list[tuple[Decision, int]] = field(default_factory=list)
+
+
 class RulesThread:
     """Runs the rules of `policy`, and hands what they leave to the model to `engine`.
 
     Each decision goes to `journal` with its ticket; `on_outcome` gets it first, on this thread, and must not
-    block. A caller with too many `uncommitted` decisions waits, and others are decided.
+    block. A caller with too many `uncommitted` decisions waits, and others are decided. With
+    `record_together` the decisions of a batch are recorded as one, if they come within `HELD_S`.
     """
 
     def __init__(
@@ -68,12 +82,16 @@ class RulesThread:
         journal: DecisionLog,
         on_outcome: Callable[[int, EngineResult], None],
         uncommitted: Debts,
+        record_together: Callable[[Sequence[tuple[Decision, int]]], None] | None = None,
     ) -> None:
         self._policy = policy
         self._engine = engine
         self._journal = journal
         self._on_outcome = on_outcome
         self._uncommitted = uncommitted
+        self._record_together = record_together
+        #: Decisions of batches that are not recorded yet, by batch.
+        self._held: dict[int, _Held] = {}
         self._queue: FairQueue[_Waiting] = FairQueue(debts=uncommitted)
         self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
         self._limit = logs.Limit()
@@ -143,15 +161,23 @@ class RulesThread:
             took_ms = (time.monotonic_ns() - started_ns) / 1e6
             self._queue.charge(took_ms)
             self.mean_ms += _MEAN_WEIGHT * (took_ms - self.mean_ms)
+            if self._held:
+                self._release_old()
+        self._release_all()
 
     def _next(self) -> _Waiting | None:
-        try:
-            waiting = self._queue.get(block=False)
-        except queue.Empty:
-            self.pulse.rest()
-            waiting = self._queue.get()
-        self.pulse.beat()
-        return waiting
+        while True:
+            try:
+                waiting = self._queue.get(block=False)
+            except queue.Empty:
+                self.pulse.rest()
+                try:
+                    waiting = self._queue.get(timeout_s=HELD_S if self._held else None)
+                except queue.Empty:  # what a batch lacks is with the model, or was refused
+                    self._release_all()
+                    continue
+            self.pulse.beat()
+            return waiting
 
     def _decide(self, request: Request, lane: Lane) -> None:
         """Decide a request, or hand it to the engine. Raises RequestError."""
@@ -166,7 +192,33 @@ class RulesThread:
         self.counters["decisions"] += 1
         self._on_outcome(request.ticket, decision)
         self._uncommitted.owe(request.caller.who or "")
-        self._journal.decided(decision, request.ticket)
+        if request.together is None or self._record_together is None:
+            self._journal.decided(decision, request.ticket)
+        else:
+            self._hold(request.together, decision, request.ticket)
+
+    # ------------------------------------------------------------ batches
+
+    def _hold(self, together: Together, decision: Decision, ticket: int) -> None:
+        held = self._held.setdefault(together.batch, _Held(together.size))
+        held.newest_ns = time.monotonic_ns()
+        held.decisions.append((decision, ticket))
+        if len(held.decisions) == held.size:
+            self._release(together.batch)
+
+    def _release(self, batch: int) -> None:
+        """Hand the decisions of a batch to the journal."""
+        assert self._record_together is not None  # noqa: S101  only then is something held
+        self._record_together(self._held.pop(batch).decisions)
+
+    def _release_old(self) -> None:
+        now_ns = time.monotonic_ns()
+        for batch in [at for at, held in self._held.items() if now_ns - held.newest_ns > HELD_S * 1e9]:
+            self._release(batch)
+
+    def _release_all(self) -> None:
+        for batch in list(self._held):
+            self._release(batch)
 
     def _refuse(self, request: Request, error: RequestError) -> None:
         self._on_outcome(request.ticket, Refused(request.ticket, error))

@@ -7,6 +7,7 @@ happens to it. Nothing here waits for the model or the disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -25,10 +26,12 @@ from thor_policy.core import records
 from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
-from thor_policy.core.requests import Caller, Json, Role
+from thor_policy.core.recall import SimilarQuery
+from thor_policy.core.requests import Caller, Json, Role, Together
 from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status
+from thor_policy.core.trace_context import parent_in
 from thor_policy.daemon.admission import (
     Admission,
     Arrival,
@@ -61,6 +64,7 @@ from thor_policy.protocol.messages import (
     PushRequest,
     RecordRequest,
     SearchRequest,
+    SimilarRequest,
     StatusRequest,
     op_of,
 )
@@ -71,6 +75,7 @@ from thor_policy.security.people import People
 from thor_policy.security.roles import PacksFor, Roles, authorise
 from thor_policy.telemetry import clocks, logs
 from thor_policy.telemetry.metrics import Families, Metrics
+from thor_policy.telemetry.span_mapping import Served
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +121,20 @@ class FindTasks(Protocol):
     ) -> None: ...
 
 
+class FindSimilar(Protocol):
+    """Searches for precedents; `on_done` gets the answer on any thread. Raises RequestError if it is busy."""
+
+    def __call__(self, query: SimilarQuery, on_done: Callable[[JobDone], None]) -> None: ...
+
+
+class Spans(Protocol):
+    """Takes decisions whose replies were handed over, to make spans of them; it never waits."""
+
+    counters: Counter[str]
+
+    def offer(self, served: Served) -> None: ...
+
+
 class Search(Protocol):
     """Searches; the answer comes to the mailbox. Raises RequestError where it cannot begin."""
 
@@ -127,9 +146,10 @@ class Server:
 
     `describe` says how the other parts are. `find_pack` is that of `Admission`; `long_texts` gives the limits
     of texts that a pack states. Without `pack_changes` no pack can be changed, without `push` no value
-    pushed, without `approvals` no task is found, without `search` nothing is searched. `reread` reads the
-    settings again. `refusal` says why a part can take nothing new, None while it can: without the engine only
-    records are admitted, without the journal nothing. Raises ConfigError if the endpoint cannot be opened.
+    pushed, without `approvals` no task is found, without `similar` no precedent, without `search` nothing is
+    searched. `reread` reads the settings again. `refusal` says why a part can take nothing new, None while it
+    can: without the engine only records are admitted, without the journal nothing. Raises ConfigError if the
+    endpoint cannot be opened.
     """
 
     def __init__(
@@ -148,7 +168,9 @@ class Server:
         pack_changes: PackChanges | None = None,
         push: TakePush | None = None,
         approvals: FindTasks | None = None,
+        similar: FindSimilar | None = None,
         search: Search | None = None,
+        spans: Spans | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -160,6 +182,7 @@ class Server:
         self._pack_changes = pack_changes
         self._push = push
         self._approvals = approvals
+        self._similar = similar
         self._search = search
         self._people = People(config.people)
         self._long_texts = long_texts
@@ -175,13 +198,20 @@ class Server:
         self._metrics = Metrics()
         #: By what is logged, so that a flood of one message hides no other.
         self._limits: defaultdict[str, logs.Limit] = defaultdict(logs.Limit)
-        self._in_flight = InFlight(publish=self._publish, counters=self.counters, metrics=self._metrics)
+        self._spans = spans
+        self._in_flight = InFlight(
+            publish=self._publish,
+            counters=self.counters,
+            metrics=self._metrics,
+            on_served=None if spans is None else spans.offer,
+        )
         self._quota = JournalQuota(self.counters)
         self._admission = Admission(
             config, self._in_flight, rules, refusal=refusal, find_pack=find_pack, quota=self._quota
         )
         self._keys = IdempotencyKeys(self._in_flight, recall=self._recall, counters=self.counters)
         self._inbox = Inbox(config)
+        self._batches = itertools.count(1)
         self._refusals = Refusals()
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
@@ -384,7 +414,7 @@ class Server:
         except Exception:
             self._refuse_fault(sender)
             return
-        sender = replace(sender, request_id=message.id, op=op_of(message))
+        sender = replace(sender, request_id=message.id, op=op_of(message), trace_id=_trace_of(message))
         try:
             now = time.time()
             arrival = Arrival(sender.caller, sender.lane, now, sender.received_ns, identity.roles)
@@ -403,7 +433,7 @@ class Server:
             self._submit(message, answer, arrival)
         elif isinstance(message, EvaluateBatchRequest):
             self._inbox.charge_items(arrival.lane, len(message.items) - 1, arrival.received_ns)
-            submit = partial(self._submit, arrival=arrival)
+            submit = partial(self._submit, arrival=arrival, together=self._together(message))
             Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             signers = self._signers(message.record, arrival.caller)  # may refuse: nothing is admitted yet
@@ -428,6 +458,15 @@ class Server:
             ticket = self._admission.job(answer, arrival, "journal")
             on_done = partial(self._report, ticket)
             self._approvals(message.query, arrival.caller, arrival.roles, on_done)
+        elif isinstance(message, SimilarRequest):
+            if self._similar is None:
+                raise RequestError("unavailable", "op: this server finds no precedents")
+            ticket = self._admission.job(answer, arrival, "journal")
+            try:
+                self._similar(message.query, partial(self._report, ticket))
+            except RequestError as error:  # it was not queued: its ticket ends with the refusal
+                self._in_flight.settle(ticket, error)
+                raise
         elif isinstance(message, SearchRequest):
             if self._search is None:
                 raise RequestError("unavailable", "op: this server searches nothing")
@@ -470,8 +509,19 @@ class Server:
         consent = record.consent if isinstance(record, records.Approve) else None
         return self._people.signers(caller, consent_of=None if consent is None else consent.approver)
 
-    def _submit(self, message: EvaluateRequest, answer: Answer, arrival: Arrival) -> None:
-        request = self._admission.question(message, answer, arrival)
+    def _together(self, message: EvaluateBatchRequest) -> Together | None:
+        """The mark of a batch whose questions are decided at once; None where one waits for another."""
+        size = sum(isinstance(item, EvaluateRequest) for item in message.items)
+        return Together(next(self._batches), size) if message.semantic == "execute_all" and size > 1 else None
+
+    def _submit(
+        self,
+        message: EvaluateRequest,
+        answer: Answer,
+        arrival: Arrival,
+        together: Together | None = None,
+    ) -> None:
+        request = self._admission.question(message, answer, arrival, together)
         question = Question(self._admission, self._rules, message, request, arrival)
         self._begin(request.ticket, arrival.caller, message.idempotency, question)
 
@@ -565,6 +615,10 @@ class Server:
         self._published[kind] += 1
         self._endpoints.publish(encode_event(kind, decision_id, seq, self._published[kind], members))
 
+    def _all_counters(self) -> Counter[str]:
+        counters = self.counters + self._endpoints.counters
+        return counters if self._spans is None else counters + self._spans.counters
+
     def measured(self) -> Families:
         """Everything that the daemon measures. Any thread."""
         return self._metrics.families(self.status())
@@ -587,7 +641,7 @@ class Server:
             in_flight=len(self._in_flight),
             max_in_flight=self._config.max_in_flight,
             settings=self._reload_status,
-            counters=dict(sorted((self.counters + self._endpoints.counters).items())),
+            counters=dict(sorted(self._all_counters().items())),
             **structs.asdict(self._describe()),
         )
 
@@ -602,4 +656,16 @@ def _of(sender: Sender) -> dict[str, Json]:
         "key": caller.key,
         "for": caller.on_behalf_of,
         "ms": round(ms, 3),
+        "trace_id": sender.trace_id,
     }
+
+
+def _trace_of(message: Message) -> str | None:
+    """The trace of the caller that a question belongs to, as log lines show it: 32 hex digits."""
+    if isinstance(message, EvaluateBatchRequest):
+        questions = [item for item in message.items if isinstance(item, EvaluateRequest)]
+        return _trace_of(questions[0]) if questions else None
+    if not isinstance(message, EvaluateRequest) or not message.annotations.tags:
+        return None
+    parent = parent_in(message.annotations.tags)
+    return None if parent is None else f"{parent.trace_id:032x}"

@@ -13,14 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import JournalError, RequestError, Stalled, ThorPolicyError
+from thor_policy.core.errors import (
+    CatalogError,
+    ConfigError,
+    JournalError,
+    RequestError,
+    Stalled,
+    ThorPolicyError,
+)
 from thor_policy.core.fair_queue import Debts
 from thor_policy.core.ids import new_id
+from thor_policy.core.recall import Embedder
 from thor_policy.core.requests import Caller
 from thor_policy.core.results import Committed, EngineResult, Explained, JobDone, Refused
 from thor_policy.daemon.admission import Part
@@ -31,18 +40,23 @@ from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.loading import (
+    OpenEmbedder,
     OpenJournal,
     alert_thresholds,
     calibration_of,
     enrichment_plan,
+    load_embedder,
     load_engine,
     open_engine,
     open_journal,
     read_pack,
     used_today,
+    weights_of,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager
+from thor_policy.daemon.precedent_lookups import PrecedentLookups
+from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.searching import Job as SearchJob
 from thor_policy.daemon.searching import Searching
@@ -52,6 +66,7 @@ from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
@@ -65,6 +80,9 @@ from thor_policy.sources.kinds import Reach
 from thor_policy.sources.pushed import PushedValues
 from thor_policy.telemetry import clocks
 from thor_policy.telemetry.watchdog import Supervisor
+
+if TYPE_CHECKING:
+    from thor_policy.telemetry.spans import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +100,7 @@ def open_service(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    load_embedder: OpenEmbedder = load_embedder,
     supervisor: Supervisor | None = None,
     reread: Callable[[], Config] | None = None,
     stated: Stated = {},  # noqa: B006  it is not changed
@@ -104,6 +123,9 @@ def open_service(
         worker.shutdown(wait=False)  # its thread ends when both are done
         mailbox = Mailbox()
         stack.callback(mailbox.close)
+        spans = _open_spans(config)
+        if spans is not None:
+            stack.callback(spans.close, config.shutdown_s)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
         uncommitted = Debts(MOST_UNCOMMITTED)
@@ -172,7 +194,9 @@ def open_service(
             open_policy, journal, on_outcome, idle=(drift, enricher), uncommitted=uncommitted
         )
         policy = engine_thread.start()
-        rules_thread = RulesThread(policy, engine_thread, journal, on_outcome, uncommitted)
+        rules_thread = RulesThread(
+            policy, engine_thread, journal, on_outcome, uncommitted, record_together=journal.decided_together
+        )
         pack = policy.residents.active.pack
         pack_manager = PackManager(
             config,
@@ -219,6 +243,21 @@ def open_service(
             now_ns=time.monotonic_ns(),
         )
         shipping = ShippingWatch(journal, wall=time.time, now_ns=time.monotonic_ns())
+        #: One for all threads, loaded when a text is first to be embedded.
+        open_embedder = cache(lambda: load_embedder(config))
+
+        def embedder_if_wanted() -> Embedder:
+            if not config.embeddings_per_s:
+                raise CatalogError("the setting embeddings_per_s is 0, so there are no vectors; set it to 20")
+            return open_embedder()
+
+        vector_maker = VectorMaker(
+            journal,
+            per_s=config.embeddings_per_s,
+            open_embedder=open_embedder,
+            busy=busy,
+            now_ns=time.monotonic_ns(),
+        )
         alerts = AlertWatch(
             journal,
             alert_thresholds(config),
@@ -239,15 +278,27 @@ def open_service(
             on_calibration=policy.calibrate,
             verifier=verifier,
             summaries=summaries,
+            vectors=vector_maker,
             approvals=approval_tasks,
             alerts=alerts,
             shipping=shipping,
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
+        recall = RecallThread(
+            config.journal_path,
+            open_embedder=embedder_if_wanted,
+            weights=weights_of(config),
+            most=config.similar_most,
+        )
+        stack.callback(recall.stop, config.shutdown_s)
         pushed = PushedValues(config.max_pushed, config.max_pushed_mb << 20)
+        lookups = PrecedentLookups(rules_thread, lambda: policy.residents, recall)
+        stack.callback(lookups.stop)
+        if pack.manifest.precedents is not None:
+            recall.warm()
         consulting = Consulting(
-            rules_thread,
+            lookups,
             lambda: policy.residents,
             pushed=pushed,
             reach=Reach(overrides=config.sources, hosts=config.source_hosts),
@@ -275,9 +326,11 @@ def open_service(
             drift,
             verifier,
             summaries,
+            vector_maker,
             consulting,
             pushed,
             approval_tasks,
+            recall,
             enricher,
             alerts,
             shipping,
@@ -300,7 +353,9 @@ def open_service(
             pack_changes=pack_manager,
             push=consulting.push,
             approvals=approval_tasks.tasks,
+            similar=recall.similar,
             search=search,
+            spans=spans,
             reread=reread,
         )
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
@@ -321,13 +376,20 @@ def serving(
     *,
     load_engine: Callable[[Config], Engine] = load_engine,
     open_journal: OpenJournal = open_journal,
+    load_embedder: OpenEmbedder = load_embedder,
     stated: Stated = {},  # noqa: B006  it is not changed
 ) -> Iterator[Config]:
     """A whole daemon in this process, on a thread, for the length of the block.
 
     `stated` is what sources say in scenarios.
     """
-    with open_service(config, load_engine=load_engine, open_journal=open_journal, stated=stated) as server:
+    with open_service(
+        config,
+        load_engine=load_engine,
+        open_journal=open_journal,
+        load_embedder=load_embedder,
+        stated=stated,
+    ) as server:
         run = partial(server.run, turn=turns(server))
         thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()
@@ -353,6 +415,20 @@ def turns(server: Server, supervisor: Supervisor | None = None) -> Callable[[boo
 def _stop(name: str, thread: EngineThread | RulesThread, timeout_s: float) -> None:
     if not thread.stop(timeout_s):
         log.error("the %s thread did not end within %g s; what it was doing is lost", name, timeout_s)
+
+
+def _open_spans(config: Config) -> Tracing | None:
+    """What sends spans of decisions; None if it is off. Raises ConfigError without the extra."""
+    if not config.otel_endpoint:
+        return None
+    try:
+        from thor_policy.telemetry import spans
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"otel_endpoint needs the extra otel ({error.name} is missing): install requirements-otel.lock "
+            "beside the package, or leave otel_endpoint empty"
+        ) from error
+    return spans.over_http(config.otel_endpoint, ratio=config.otel_ratio)
 
 
 def _close_journal(journal: Journal, timeout_s: float) -> None:

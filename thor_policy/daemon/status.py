@@ -26,9 +26,11 @@ from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.enrichment import Enricher
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
+from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
+from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
 from thor_policy.journal.writer import Journal
 from thor_policy.policy.decider import Policy
@@ -48,9 +50,11 @@ class Parts:
     drift: DriftSentinel
     verifier: Verifier
     summaries: SummaryMaker
+    vectors: VectorMaker
     consulting: Consulting
     pushed: PushedValues
     approvals: ApprovalTasks
+    recall: RecallThread
     enricher: Enricher
     alerts: AlertWatch
     shipping: ShippingWatch
@@ -86,6 +90,7 @@ class Parts:
             sources=self.consulting.status(),
             pushed=CacheStatus(entries=len(self.pushed), counters=dict(self.pushed.counters)),
             approvals=self.approvals.status(),
+            recall=self.recall.status(),
             enrichment=self.enricher.status(),
             alerts=self.alerts.status(),
             shipping=self.shipping.status(),
@@ -162,6 +167,7 @@ class Parts:
                         **self.verifier.counters,
                         **self.summaries.counters,
                         **self.shipping.counters,
+                        **self.vectors.counters,
                     }.items()
                 )
             ),

@@ -8,6 +8,7 @@ commit. Pure; any thread.
 from __future__ import annotations
 
 from typing import get_args
+from urllib.parse import urlsplit
 
 from thor_policy.core import strict_json
 from thor_policy.core.requests import Json
@@ -111,8 +112,12 @@ def results(reply: dict[str, Json]) -> dict[str, Json]:
 
 
 def metadata(base_url: str, tenant: str | None, endpoints: dict[str, str]) -> dict[str, Json]:
-    """What the gateway says of itself; `endpoints` are its paths by the member that names each."""
-    identifier = base_url if tenant is None else f"{base_url}/{tenant}"
+    """What the gateway says of itself; `endpoints` are its paths by the member that names each.
+
+    The identifier of a tenant is what its metadata were asked by: the path of the URL is that of the tenant.
+    """
+    parts = urlsplit(base_url)
+    identifier = base_url if tenant is None else f"{parts.scheme}://{parts.netloc}/{tenant}"
     return {
         "policy_decision_point": identifier,
         **{name: f"{base_url}{path}" for name, path in endpoints.items()},

@@ -96,7 +96,7 @@ class Incoming:
         """The fields of a question that its headers give: idempotency key, and the trace it belongs to."""
         fields = self.idempotency()
         if (parent := tracing.continued(self.scope)) is not None:
-            fields["annotations"] = {"tags": [f"{tracing.TAG}{parent.decode()}"]}
+            fields["traceparent"] = parent
         return fields
 
     def idempotency(self) -> dict[str, Json]:
@@ -248,8 +248,9 @@ class Gateway:
             post(access_requests.REQUESTS + "/{task}/cancel", cancel_task),
             get("/openapi.json", self._openapi),
             get("/healthz", self._health),
+            Route("/metrics", self.endpoint(self._metrics), methods=["GET"]),
             get(authzen.METADATA, self._metadata),
-            get(authzen.METADATA + "/{tenant}", self._metadata),
+            get(authzen.METADATA + "/{tenant:path}", self._metadata),
         ]
 
     async def _metadata(self, request: Incoming) -> Reply:
@@ -268,6 +269,17 @@ class Gateway:
         if not await self.daemon.alive():
             raise problems.away("the daemon is away")
         return Reply(200, b"ok")
+
+    async def _metrics(self, request: Incoming) -> Reply:
+        lines = [
+            "# HELP thorpolicy_gateway_total What became of requests, by name.",
+            "# TYPE thorpolicy_gateway_total counter",
+            *(
+                f'thorpolicy_gateway_total{{name="{name}"}} {count}'
+                for name, count in sorted(self.counters.items())
+            ),
+        ]
+        return Reply(200, "\n".join([*lines, ""]).encode())
 
     @asynccontextmanager
     async def _lifespan(self, _app: Any) -> AsyncIterator[None]:

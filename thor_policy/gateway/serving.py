@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import ssl
 from asyncio.events import TimerHandle
@@ -183,6 +184,13 @@ def _tls(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext
     return context
 
 
+def serve(server: uvicorn.Server, opened: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, and return; uvicorn alone would raise the signal again."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[opened])
+
+
 class _Server(uvicorn.Server):
     """A server that says when it accepts connections."""
 
@@ -231,8 +239,9 @@ def _protocol(counters: Counter[str]) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             """As uvicorn's, with the X-Request-ID if it arrived."""
             counters["malformed"] += 1
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.transport.close()  # another reply is on its way
+            cycle = self.cycle
+            if cycle is not None and cycle.response_started and not cycle.response_complete:
+                self.transport.close()  # half a reply is there already
                 return
             body = Problem(400, "bad_request", "this is no HTTP request").body()
             lines = [

@@ -100,6 +100,17 @@ def parse(arguments: Sequence[str]) -> Options:
     return Options(**values)
 
 
+def is_traceparent(text: str) -> bool:
+    """True for a traceparent that the daemon takes: one of version 00. Another one would be refused."""
+    parts = text.split("-")
+    return (
+        [len(part) for part in parts] == [2, 32, 16, 2]
+        and parts[0] == "00"
+        and not set("".join(parts)) - set("0123456789abcdef")
+        and bool(parts[1].strip("0") and parts[2].strip("0"))
+    )
+
+
 def socket_of(endpoint: str, environ: Mapping[str, str]) -> str:
     """The path of the daemon's socket. Raises Fault if nothing names one, or if it is no ipc endpoint."""
     chosen = endpoint or environ.get("THOR_POLICY_ENDPOINT", "")
@@ -185,7 +196,7 @@ class Run:
             principal=options.principal,
         )
         decision = question.Decision(
-            self._ask("evaluate", pack=options.pack, explain="inline", request=asked_about)
+            self._ask("evaluate", pack=options.pack, explain="inline", request=asked_about, **self._trace())
         )
         refused = decision.approval_code
         if task and (decision.allow or refused not in ("", "approval_pending")):
@@ -237,6 +248,11 @@ class Run:
 
     def _state(self) -> State:
         return State(self.options.state or default_folder(self._environ))
+
+    def _trace(self) -> Object:
+        """The member `traceparent`, if the agent gives a well-formed one in the environment."""
+        value = self._environ.get("TRACEPARENT", "")
+        return {"traceparent": value} if is_traceparent(value) else {}
 
     def _ask(self, op: str, **members: Any) -> Object:
         deadline = self._deadline - _MARGIN_S

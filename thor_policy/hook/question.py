@@ -142,7 +142,7 @@ class Decision:
     def confirmable(self) -> bool:
         """True where the person at the agent may confirm: all obligations are of the kind `confirmation`."""
         obligations = self._context.get("obligations")
-        if self.allow or self.requestable or not isinstance(obligations, list) or not obligations:
+        if self.allow or not isinstance(obligations, list) or not obligations:
             return False
         return all(
             isinstance(item, dict)

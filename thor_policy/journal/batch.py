@@ -22,6 +22,7 @@ from thor_policy.journal import (
     leases,
     projections,
     summaries,
+    vectors,
 )
 from thor_policy.journal.completeness import Touched
 from thor_policy.journal.events import Event
@@ -183,6 +184,7 @@ class Placed:
             lifted = approval_tasks.lifted_by_record(connection, rewrite.seq)
             for decision_id in (rewrite.subject_id, *lifted):
                 summaries.forget(connection, decision_id, seq)
+                vectors.forget(connection, decision_id)
         self._touched.refresh(connection)
         self._tasks.keep_open(connection)
         summaries.note_changes(connection, self._about, self.seq)

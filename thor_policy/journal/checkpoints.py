@@ -201,6 +201,14 @@ def covering(directory: Path, chain: str, seq: int) -> Checkpoint | None:
     return None
 
 
+def read_file(path: Path) -> Checkpoint:
+    """The checkpoint in a file, whoever wrote it; not checked yet. Raises JournalError."""
+    try:
+        return _decode(files.read(path))
+    except (OSError, ValueError) as error:
+        raise JournalError(f"the checkpoint {path} {files.reason(error)}") from error
+
+
 def trusted_keys(paths: Iterable[Path]) -> PublicKeys:
     """The public keys in these PEM files. Raises JournalError naming the first file without one."""
     try:

@@ -37,6 +37,7 @@ from thor_policy.core.decisions import (
 from thor_policy.core.enrichment import Enrichment, Trigger
 from thor_policy.core.ids import new_id
 from thor_policy.core.lifting import Offer, Use
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Annotations, Caller, Claimed, Evaluation, Json, Risk
 from thor_policy.core.searches import Search
@@ -163,6 +164,15 @@ class ConsultedBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     error: str | None = None
 
 
+class PrecedentBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A precedent of a decision (`core.precedents.Precedent`); its line is private."""
+
+    id: str
+    outcome: str
+    how: str
+    similarity: float | None = None
+
+
 class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The fields of a `decision` event's body that the table `decisions` shows.
 
@@ -197,6 +207,8 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     offer: Offer | None = None
     use: Use | None = None
     stepped_up: bool = False
+    precedents: tuple[PrecedentBody, ...] = ()
+    precedents_note: str | None = None
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -282,7 +294,8 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     `facts` that are false, zero or empty are left out. So is `reasoning` where it equals the floor's
     `because`. `masked` are the JSON pointers whose values were not recorded. Then facts, errors, times,
     suffix tokens and logits are not recorded either, and probabilities are rounded, because they are computed
-    from those values. `consulted` are the values of sources, by source and attribute.
+    from those values. `consulted` are the values of sources, by source and attribute. `precedents` are
+    the lines of the precedents, in the order of the body.
     """
 
     facts: dict[str, Json] = {}
@@ -291,6 +304,7 @@ class DecisionPrivate(PrivateColumns, frozen=True, kw_only=True, omit_defaults=T
     suffix_tokens: tuple[int, ...] = ()
     masked: tuple[str, ...] = ()
     consulted: dict[str, dict[str, Json]] = {}
+    precedents: tuple[str, ...] = ()
 
 
 class ExplanationPrivate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -369,10 +383,16 @@ def decision_event(
         offer=decision.offer,
         use=decision.use,
         stepped_up=decision.stepped_up,
+        precedents=tuple(
+            PrecedentBody(id=each.id, outcome=each.outcome, how=each.how, similarity=each.similarity)
+            for each in decision.precedents
+        ),
+        precedents_note=decision.precedents_note,
     )
     private = DecisionPrivate(
         evaluation=evaluation,
         consulted=_values(decision.sources) if decision.sources else {},
+        precedents=tuple(each.line for each in decision.precedents),
         facts={name: value for name, value in floor.facts.items() if value},
         errors=floor.errors,
         time_used=floor.time_used,
@@ -507,6 +527,14 @@ def consulted_of(body: Json, private: Json) -> tuple[Consulted, ...]:
     return tuple(
         Consulted(**entry, value=values.get(entry["source"], {}).get(entry.get("element")))
         for entry in body.get("consulted", ())
+    )
+
+
+def precedents_of(body: Json, private: Json) -> tuple[Precedent, ...]:
+    """The precedents of a recorded decision, from the parts of its event as they are read."""
+    lines = private.get("precedents", ())
+    return tuple(
+        Precedent(**entry, line=line) for entry, line in zip(body.get("precedents", ()), lines, strict=False)
     )
 
 
@@ -709,6 +737,26 @@ def approval_end(task: str, decision_id: str, state: State, at: float) -> Event:
     """The end of a task that nobody asked for: it expired."""
     body: dict[str, Json] = {"id": new_id(), "task": task, "status": state}
     return Event(kind="approval_end", subject_id=decision_id, at=at, body=body)
+
+
+def citations_of(decision: Decision) -> list[Event]:
+    """The edges from a decision to the precedents beside its question; nobody waits for their fates."""
+    return [
+        record_event(
+            records.Edge(
+                source=decision.id,
+                target=each.id,
+                type="CITES",
+                similarity=None if each.similarity is None else min(1.0, max(0.0, each.similarity)),
+                how=each.how,
+                favourable=each.outcome == decision.outcome,
+            ),
+            record_id=new_id(),
+            at=decision.at,
+            caller=decision.caller,
+        )
+        for each in decision.precedents
+    ]
 
 
 def citations(record: records.Record, *, record_id: str, at: float, caller: Caller) -> list[Event]:

@@ -8,7 +8,7 @@ The search for a cycle visits a bounded number of nodes. Called by the journal's
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -191,6 +191,17 @@ def _cycle(
         visited |= new
         waiting += new
     return None
+
+
+def known_ids(
+    connection: sqlite3.Connection, nodes: Sequence[str], edges: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Those of the ids of nodes, and of those of edges, under which something is recorded."""
+    is_edge = "SELECT 1 FROM edges WHERE id = ?"
+    return (
+        {id for id in nodes if connection.execute(_TYPE_OF, {"id": id}).fetchone() is not None},
+        {id for id in edges if connection.execute(is_edge, (id,)).fetchone() is not None},
+    )
 
 
 def cited_by(connection: sqlite3.Connection, decision_id: str) -> dict[str, Json]:

@@ -1,8 +1,8 @@
 """The request of a recorded decision, so that it can be decided again.
 
 Owns the way back from an event to a `Request`. Invariant: evaluation, caller, time of receipt and the
-values of sources come from the record, so rules and prompt are the same as then. An incomplete request is
-refused with the reason. Any thread or process, on a reader of its own.
+values of sources and precedents come from the record, so rules and prompt are the same as then. An
+incomplete request is refused with the reason. Any thread or process, on a reader of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from thor_policy.core.lifting import Use
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Request
-from thor_policy.journal.events import consulted_of
+from thor_policy.journal.events import consulted_of, precedents_of
 from thor_policy.journal.reader import Reader, Record
 
 #: Why a request cannot be decided again. `decision_report`: somebody else decided it. `erased`: it was
@@ -58,4 +58,6 @@ def request_of(reader: Reader, event: Record) -> Request:
         received_ns=0,
         deadline_ns=NEVER_NS,
         sources=consulted_of(event["body"], private),
+        precedents=precedents_of(event["body"], private),
+        precedents_note=event["body"].get("precedents_note"),
     )

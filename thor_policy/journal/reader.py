@@ -22,7 +22,7 @@ from thor_policy.core.approvals import Task
 from thor_policy.core.decisions import PackInfo, Tier
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries
+from thor_policy.journal import approval_tasks, events, schema, segments, storage, summaries, vectors
 from thor_policy.journal.completeness import COMPLETE
 from thor_policy.journal.elapsed import first_within
 from thor_policy.journal.projections import JSON_COLUMNS
@@ -308,6 +308,12 @@ class Reader:
         except (sqlite3.Error, ValueError) as error:
             raise JournalError(f"{self.path} cannot be read as a journal: {error}") from error
 
+    def vectors_due(self, limit: int) -> tuple[list[str], int]:
+        """Ids of decisions whose situation is to be embedded, at most `limit`, and the newest event then."""
+        with self.snapshot() as connection:
+            (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+            return vectors.due(connection, limit), newest
+
     def summary(self, decision_id: str) -> str | None:
         """The stored summary of a decision; None if there is none, or if it is due to be made again."""
         records = self._records(
@@ -433,8 +439,8 @@ class Reader:
         """Decisions of one pack on one model with a known right outcome, oldest first, read page by page.
 
         `by` says where the right outcome is from: `reviews` (accepted or corrected), or `suites` (the
-        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`
-        and `right`.
+        expected outcome of a scenario that expects only one). Each record has `probabilities`, `temperature`,
+        `tags` (of a scenario: its suite, its difficulty, its own) and `right`.
         """
         right = {
             "reviews": "coalesce(review_decision, decision)",
@@ -446,11 +452,29 @@ class Reader:
         }[by]
         seq = 0
         while page := self._records(
-            f"SELECT seq, probabilities, temperature, {right} AS right FROM decisions "
+            f"SELECT seq, probabilities, temperature, tags, {right} AS right FROM decisions "
             f"WHERE decision_correct IS NOT NULL AND {known} AND {COMPLETE} AND {NOT_LIFTED} AND seq > ? "
             "AND substr(prompt_version, -12) = ? "
             "AND substr(model_version, -12) = ? AND label IS NOT NULL ORDER BY seq LIMIT 1000",
             (seq, pack_sha256[:12], model_sha256[:12]),
+        ):
+            yield from page
+            seq = page[-1]["seq"]
+
+    def answered(self, pack_sha256: str, *, since: str) -> Iterator[Record]:
+        """What a band of a pack is chosen by: its decisions from a time on, oldest first, page by page.
+
+        Questions of tests, reports of others, incomplete traces and decisions that an approval lifted are
+        left out. `right` is the outcome that reviewers accepted or stated, None without a verdict.
+        """
+        seq = 0
+        while page := self._records(
+            "SELECT seq, decision_id, timestamp, decision, label, probabilities, temperature, floor, "
+            "risk_level, substr(model_version, -12) AS model, CASE WHEN reviewed = 1 AND "
+            "(decision_correct = 1 OR review_decision IS NOT NULL) THEN coalesce(review_decision, decision) "
+            f"END AS right FROM decisions WHERE {COUNTED} AND {NOT_LIFTED} AND scenario_id IS NULL "
+            "AND seq > ? AND substr(prompt_version, -12) = ? AND timestamp >= ? ORDER BY seq LIMIT 1000",
+            (seq, pack_sha256[:12], since),
         ):
             yield from page
             seq = page[-1]["seq"]

@@ -511,6 +511,16 @@ def _work(db: Database) -> None:
         db.execute(f"CREATE INDEX {name} ON {columns}")
 
 
+@migrations(name="0017_vectors")
+def _vectors(db: Database) -> None:
+    """Vectors of situations, by which precedents are found. `embedder` is empty where one is due again."""
+    db.execute(
+        "CREATE TABLE vectors (change INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL UNIQUE, "
+        "embedder TEXT NOT NULL, vector BLOB NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX vectors_due ON vectors (seq) WHERE embedder = ''")
+
+
 @migrations(name="0019_enrichments")
 def _enrichments(db: Database) -> None:
     """What the model wrote about decisions on idle time: one row for each event."""

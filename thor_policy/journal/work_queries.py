@@ -251,6 +251,15 @@ def first_links(
     return {id: list_[:most] for id, list_ in links.items()}
 
 
+def links_by_id(connection: Connection, ids: Sequence[str]) -> dict[str, Record]:
+    """The stated edges with these ids."""
+    by_id: dict[str, Record] = {}
+    for some in _pages(ids):
+        sql = f"SELECT {_LINK} FROM edges WHERE id IN ({', '.join('?' * len(some))})"
+        by_id |= {row["id"]: row for row in rows(connection, sql, tuple(some))}
+    return by_id
+
+
 def links_to(connection: Connection, ids: Sequence[str], types: Sequence[str] = ()) -> list[Record]:
     """The stated edges to these ids, in order of recording."""
     return sorted(_links(connection, "target", ids, types), key=_seq)

@@ -79,7 +79,7 @@ class _Mark(Enum):
 OnCommitted = Callable[[list[Committed]], None]
 
 
-_Item: TypeAlias = "tuple[Event, int] | _Task[Any] | _Mark"
+_Item: TypeAlias = "tuple[Event, int] | list[tuple[Event, int]] | _Task[Any] | _Mark"
 
 
 class Journal:
@@ -213,9 +213,24 @@ class Journal:
             self._refuse_the_rest()
 
     def decided(self, decision: Decision, ticket: int | None = None) -> None:
-        """Record a decision."""
+        """Record a decision, and an edge to each of its precedents."""
         digest = self._digest_key.of_value if self._masked and decision.sources else None
         self.append(events.decision_event(decision, ticket, masked=self._masked, digest=digest))
+        for edge in events.citations_of(decision):
+            self.append(edge)
+
+    def decided_together(self, decisions: Sequence[tuple[Decision, int]]) -> None:
+        """Record decisions with their tickets in one transaction, if all can be stored."""
+        digest, put_ns = self._digest_key.of_value if self._masked else None, time.monotonic_ns()
+        made = [
+            events.decision_event(
+                decision, ticket, masked=self._masked, digest=digest if decision.sources else None
+            )
+            for decision, ticket in decisions
+        ]
+        self._queue.put([(event, put_ns) for event in made])
+        if self._ended:
+            self._refuse_the_rest()
 
     def explained(
         self,
@@ -306,6 +321,17 @@ class Journal:
         """Record events in one transaction. An event that cannot be recorded has its own fate."""
         return self.run(lambda _: self._commit([prepare(event, time.monotonic_ns()) for event in batch]))
 
+    def commit_records(
+        self, kept: Sequence[tuple[str, records.Record]], *, at: float, caller: Caller
+    ) -> Future[list[Committed]]:
+        """Record these with the ids that they have, in one transaction; each has its own fate."""
+        return self.commit_all(
+            [
+                events.record_event(record, record_id=id, at=at, caller=caller, masked=self._masked)
+                for id, record in kept
+            ]
+        )
+
     def shadowed(self, served: Decision, shadow: Decision, at: float) -> None:
         """Record the decision of a shadow pack. The `served` decision must be recorded before."""
         self.append(events.shadow_event(served, shadow, at))
@@ -370,9 +396,9 @@ class Journal:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(item, tuple):
-                event, _ = item
-                self.counters["lost"] += 1
+            if isinstance(item, tuple | list):
+                refused = [event for event, _ in (item if isinstance(item, list) else [item])]
+                self.counters["lost"] += len(refused)
                 self._on_committed(
                     [
                         Committed(
@@ -382,6 +408,7 @@ class Journal:
                             message=message,
                             sender=event.sender,
                         )
+                        for event in refused
                     ]
                 )
             elif isinstance(item, _Task):
@@ -395,6 +422,9 @@ class Journal:
             self._postponed = _Mark.NOTHING
             if isinstance(item, tuple):
                 self._encode(*item)
+            elif isinstance(item, list):
+                for event, put_ns in item:
+                    self._encode(event, put_ns)
             elif isinstance(item, _Task):
                 self._run_task(item)
             else:
@@ -420,6 +450,9 @@ class Journal:
                 return
             if isinstance(item, tuple):
                 self._encode(*item)
+            elif isinstance(item, list):
+                for event, put_ns in item:
+                    self._encode(event, put_ns)
             else:
                 self._postponed = item
 

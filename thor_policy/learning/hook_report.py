@@ -59,8 +59,7 @@ class HookReport(Struct, frozen=True, kw_only=True):
     """The figures of a span. `complete` is False if older decisions were not read.
 
     `prompts_saved` are calls that nobody was asked about, `prompts_asked` those that somebody was or would
-    have been asked about. `skipped` counts decisions of another version of the pack, which no proposal
-    rests on.
+    have been asked about.
     """
 
     since: str
@@ -85,8 +84,8 @@ def report(
     by_agent: dict[str, list[Record]] = {}
     for row in rows:
         by_agent.setdefault(_hook_of(row).get("agent", ""), []).append(row)
-    agents = tuple(_figures(agent, of_agent) for agent, of_agent in sorted(by_agent.items()))
-    accepted = {row["decision_id"] for row in rows if _is_accepted(row)}
+    agents = tuple(_figures(agent, of_agent, pack) for agent, of_agent in sorted(by_agent.items()))
+    accepted = {row["decision_id"] for row in rows if _is_accepted(row, pack)}
     similar = patterns.of_accepted(reader, pack, accepted, rows, progress) if rows else ()
     return HookReport(
         since=since,
@@ -94,7 +93,7 @@ def report(
         prompts_saved=sum(figures.allowed for figures in agents),
         prompts_asked=sum(figures.questions for figures in agents),
         agents=agents,
-        false_blocks=tuple(_false_block(row) for row in rows if _is_false_block(row)),
+        false_blocks=tuple(_false_block(row) for row in rows if _is_false_block(row, pack)),
         outcomes=dict(Counter(row["decision"] for row in rows).most_common()),
         proposals=tuple(
             pattern for pattern in similar if pattern.proposal is None or pattern.proposal.against == 0
@@ -123,17 +122,17 @@ def _hook_of(row: Record) -> dict[str, Json]:
     return hook if isinstance(hook, dict) and isinstance(hook.get("agent"), str) else {}
 
 
-def _wants_confirmation(row: Record) -> bool:
-    """True where the outcome is neither an allow nor a denial: somebody is asked, or would be."""
-    return not row["allow"] and row["tier"] != "fallback" and row["decision"] != "deny"
+def _wants_confirmation(row: Record, pack: Pack) -> bool:
+    """True where the outcome is neither an allow nor the strictest one: somebody is asked, or would be."""
+    return not row["allow"] and row["tier"] != "fallback" and row["decision"] != pack.labels[-1]
 
 
-def _is_accepted(row: Record) -> bool:
-    return _wants_confirmation(row) and row["outcome_status"] is not None
+def _is_accepted(row: Record, pack: Pack) -> bool:
+    return _wants_confirmation(row, pack) and row["outcome_status"] is not None
 
 
-def _is_false_block(row: Record) -> bool:
-    return not row["allow"] and is_corrected(row) and row["review_decision"] == "allow"
+def _is_false_block(row: Record, pack: Pack) -> bool:
+    return not row["allow"] and is_corrected(row) and row["review_decision"] == pack.loosest
 
 
 def _false_block(row: Record) -> FalseBlock:
@@ -147,18 +146,18 @@ def _false_block(row: Record) -> FalseBlock:
     )
 
 
-def _figures(agent: str, rows: list[Record]) -> Figures:
+def _figures(agent: str, rows: list[Record], pack: Pack) -> Figures:
     observed = [row for row in rows if _hook_of(row).get("observe") is True]
     return Figures(
         agent=agent,
         calls=len(rows),
         allowed=sum(bool(row["allow"]) for row in rows),
-        questions=sum(map(_wants_confirmation, rows)),
-        denied=sum(not row["allow"] and not _wants_confirmation(row) for row in rows),
+        questions=sum(_wants_confirmation(row, pack) for row in rows),
+        denied=sum(not row["allow"] and not _wants_confirmation(row, pack) for row in rows),
         observed=len(observed),
         would_block=sum(not row["allow"] for row in observed),
-        accepted=sum(map(_is_accepted, rows)),
+        accepted=sum(_is_accepted(row, pack) for row in rows),
         reviewed=sum(bool(row["reviewed"]) for row in rows),
-        false_blocks=sum(map(_is_false_block, rows)),
+        false_blocks=sum(_is_false_block(row, pack) for row in rows),
         failed=sum(row["outcome_status"] == "FAILURE" for row in rows),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -88,17 +89,18 @@ def replay_recorded(
     decision_ids: Sequence[str] = (),
     sample: int | None = None,
     since: str | None = None,
+    journal: Path | None = None,
     progress: Callable[[int], AbstractContextManager[Callable[[], None]]] = lambda _: nullcontext(
         lambda: None
     ),
 ) -> Replays:
-    """Replay decisions by the pack, model and adapter of `config`.
+    """Replay decisions of a `journal` (that of `config`) by the pack, model and adapter of `config`.
 
     `decision_ids` may be the ends of ids. Without them, decisions from `since` (RFC 3339) on are replayed:
     all of them, or a random `sample`. `progress` opens a display for a number of decisions; the callable that
     it yields is called after each. Raises JournalError, CatalogError, PackError, EngineError.
     """
-    with Reader(config.journal_path) as reader:
+    with Reader(journal or config.journal_path) as reader:
         if decision_ids:
             ids = [reader.resolve(id_or_end) for id_or_end in decision_ids]
         else:

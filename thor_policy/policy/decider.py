@@ -329,7 +329,9 @@ class Policy:
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = book.apply(request.evaluation, request.received_at, limit, request.sources)
+            floor = book.apply(
+                request.evaluation, request.received_at, limit, request.sources, request.precedents
+            )
         except RulesStopped as stop:
             stopped, floor = stop.code, book.stopped(stop.code)
         return Assessment(
@@ -349,7 +351,7 @@ class Policy:
         probabilities: dict[str, float] = {}
         if not floor.final:
             try:
-                question = resident.question(request.evaluation, floor)
+                question = resident.question(request.evaluation, floor, request.precedents)
                 scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
@@ -405,6 +407,8 @@ class Policy:
             confidence_level=level_of(probabilities.get(outcome), calibrated=self.is_calibrated(resident)),
             idempotency=request.idempotency,
             sources=request.sources,
+            precedents=request.precedents if pack.manifest.precedents is not None else (),
+            precedents_note=request.precedents_note if pack.manifest.precedents is not None else None,
             offer=lifted.offer,
             use=lifted.use,
             stepped_up=lifted.stepped_up,

@@ -22,11 +22,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Evaluation, Json, is_time
 from thor_policy.policy import functions
 from thor_policy.policy.cel_calls import error_of
 from thor_policy.policy.faults import Fault, call_of, faults_of_members, faults_of_tokens
 from thor_policy.policy.functions import ANY_LIST, ANY_MAP, EXACT, json_type, with_article
+from thor_policy.policy.precedent_specs import shares_of
 from thor_policy.policy.structure.programs import Faulty
 from thor_policy.policy.tokens import (
     ROOTS,
@@ -148,7 +150,7 @@ class Language:
     """CEL for one pack: its word lists, its tables, and the members that it declares with their types.
 
     `vocabularies` are the paths of the members that have one. `sources` has the types of the attributes of
-    each source.
+    each source. `outcomes_of_precedents` are the pack's outcomes, if its rules see precedents.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Language:
         members: Mapping[str, str] | None = None,
         vocabularies: Collection[str] = (),
         sources: Mapping[str, Mapping[str, str]] | None = None,
+        outcomes_of_precedents: Collection[str] = (),
     ) -> None:
         self._words = words
         self._vocabularies = tuple(vocabularies)
@@ -167,6 +170,9 @@ class Language:
         self._variables: dict[str, Any] = {name: TYPES[kind] for name, kind in _MEMBERS.items()}
         self._variables |= {"context": ANY_MAP, "now": _T.TIMESTAMP}
         self._variables |= {f"data.{name}": _table_type(table) for name, table in self._data.items()}
+        self._outcomes_of_precedents = tuple(outcomes_of_precedents)
+        if self._outcomes_of_precedents:
+            self._variables["precedents.count"] = _T.INT
         self._sources = {name: dict(attributes) for name, attributes in (sources or {}).items()}
         self._variables |= {f"sources.{name}": ANY_MAP for name in self._sources}
         #: The types of declared members and of attributes, by path.
@@ -264,6 +270,10 @@ class Language:
         if root == "sources":
             name = rest.partition(".")[0]
             return f"there is no source {name!r} in pack.yaml" if name else "write sources.NAME.ATTRIBUTE"
+        if root == "precedents":
+            if not self._outcomes_of_precedents:
+                return "pack.yaml lets no rule see precedents; add `precedents: {rules: true}`"
+            return "write precedents.count or precedents.share(OUTCOME)"
         if root in ("subject", "action", "resource"):
             members = [member.split(".")[1] for member in _MEMBERS if member.startswith(f"{root}.")]
             return f"{name}: {root} has the members {', '.join(members)}" + (
@@ -300,6 +310,8 @@ class Language:
                 named = literal_of(first)
                 if named is not None and named not in self._data:
                     problem = f"there is no table {named!r} in data.yaml"
+            elif token.text == "share" and at > 1 and tokens[at - 2].text == "precedents":
+                problem = self._fault_of_share(literal_of(first))
             elif token.text == "shell" and len(arguments) == 2:
                 problem, first = self._fault_of_programs(literal_of(arguments[1])), arguments[1]
             elif token.text == "given" and len(arguments) == 2:
@@ -315,6 +327,15 @@ class Language:
             if problem:
                 line, column = position(text, (first or [token])[0].offset)
                 yield Fault(line=line, column=column, message=problem)
+
+    def _fault_of_share(self, outcome: str | None) -> str | None:
+        """What is wrong with a call of `precedents.share`."""
+        known = self._outcomes_of_precedents
+        if not known:
+            return "pack.yaml lets no rule see precedents; add `precedents: {rules: true}`"
+        if outcome is not None and outcome not in known:
+            return f"there is no outcome {outcome!r} in pack.yaml; there are {', '.join(known)}"
+        return None
 
     def _faults_of_sources(self, text: str, tokens: Sequence[Token]) -> Iterator[Fault]:
         """Attributes that no source declares."""
@@ -369,10 +390,12 @@ class Language:
         evaluation: Evaluation,
         received_at: float,
         sources: Mapping[str, Mapping[str, Json]] | None = None,
+        precedents: Sequence[Precedent] = (),
     ) -> dict[str, Any]:
         """The variables of one request. Programs of this thread read this request until the next call.
 
         `sources` has attributes of their declared types by source; one that is not in it is absent.
+        `precedents` are read only where the pack lets rules see them.
         """
         subject, action, resource = evaluation.subject, evaluation.action, evaluation.resource
         properties = [_plain(part.properties) for part in (subject, action, resource)]
@@ -392,8 +415,10 @@ class Language:
         for name in _MEMBERS:
             root, member = name.split(".")
             roots[root][member] = inputs[name]
-        functions.evaluating(roots, self._data, self._words)
+        seen = precedents if self._outcomes_of_precedents else ()
+        functions.evaluating(roots, self._data, self._words, shares_of(seen) if seen else None)
         return inputs | {
+            "precedents.count": len(seen),
             "now": datetime.fromtimestamp(received_at, UTC),
             **self._tables,
             **{f"sources.{name}": _plain((sources or {}).get(name, {})) for name in self._sources},

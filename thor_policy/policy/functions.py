@@ -53,14 +53,24 @@ class _Current(threading.local):
     tables: Mapping[str, Json]
     words: WordLists
     kinds: Mapping[str, str]
+    shares: Mapping[str, float]
 
 
 _current = _Current()
 
 
-def evaluating(request: Mapping[str, Json], tables: Mapping[str, Json], words: WordLists) -> None:
-    """Name what functions read on this thread, until the next call."""
+def evaluating(
+    request: Mapping[str, Json],
+    tables: Mapping[str, Json],
+    words: WordLists,
+    shares: Mapping[str, float] | None = None,
+) -> None:
+    """Name what functions read on this thread, until the next call.
+
+    `shares` are the shares of the precedents that had each outcome.
+    """
     _current.roots, _current.tables, _current.words, _current.kinds = request, tables, words, {}
+    _current.shares = shares or {}
 
 
 def name_kinds(kinds: Mapping[str, str]) -> None:
@@ -121,6 +131,11 @@ def row(table: str, key: str) -> Json:
     """The row of a table of data.yaml; null if there is none."""
     rows = _current.tables[table]
     return rows.get(key) if isinstance(rows, dict) else None
+
+
+def share(outcome: str) -> float:
+    """The share of the precedents that had this outcome, 0.0 to 1.0; 0.0 without precedents."""
+    return float(_current.shares.get(outcome, 0.0))
 
 
 def stated_times() -> list[str]:
@@ -310,6 +325,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], list[_Overload]]] = {
     "given": (given, _GIVEN),
     "texts": (texts, [((kind,), ANY_LIST) for kind in _JSON]),
     "row": (row, [((_T.STRING, _T.STRING), _T.DYN)]),
+    "precedents.share": (share, [((_T.STRING,), _T.DOUBLE)]),
     "stated_times": (stated_times, [((), _T.List(_T.STRING))]),
     "sets.contains": (_contains, _OF_SETS),
     "sets.intersects": (_intersects, _OF_SETS),

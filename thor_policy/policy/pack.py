@@ -21,10 +21,12 @@ from thor_policy.core.decisions import Floor, Governing, Obligation, PackInfo
 from thor_policy.core.engine import ChatTurn, Fixed, FreeText, OneOf, PromptPrefix, SomeOf, Step
 from thor_policy.core.errors import PackError, RequestError
 from thor_policy.core.lifting import LiftedBy, bare
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted
 from thor_policy.policy.expressions import MemberType
 from thor_policy.policy.lifting import Lifting, paths_that_count
+from thor_policy.policy.precedent_specs import PrecedentsSpec
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
 from thor_policy.policy.rules import Clock, Requires, Rule, RuleBook
 from thor_policy.policy.source_specs import SourceSpec, stated
@@ -106,7 +108,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `sources` are where the daemon looks attributes up, by name.
     `cache: false`: the model scores every question, repeated ones too. `clock: daemon`:
     expressions may read `now`, the receipt time, so outcomes may change with it. `trace` says what kind of
-    decision an answer is, and when its trace is complete.
+    decision an answer is, and when its trace is complete. `precedents`: past decisions are looked up and
+    shown beside the question.
     """
 
     name: str
@@ -129,6 +132,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cache: bool = True
     clock: Clock = "request"
     trace: TraceSection = TraceSection()
+    precedents: PrecedentsSpec | None = None
 
 
 class Example(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -227,9 +231,12 @@ class Pack:
         paths = (field.value for field in self.manifest.fields if not field.value.startswith("facts."))
         return [value for path in paths if (value := look_up(roots, path)) is not None]
 
-    def question(self, evaluation: Evaluation, facts: Mapping[str, Json]) -> str:
+    def question(
+        self, evaluation: Evaluation, facts: Mapping[str, Json], precedents: Sequence[Precedent] = ()
+    ) -> str:
         """The text of one evaluation: one line for each field that has a value, in the pack's order.
 
+        A line for each precedent follows, if the pack shows the model some.
         Raises RequestError `too_large` that names the field that is too long.
         """
         limits = self.manifest.limits
@@ -246,6 +253,8 @@ class Pack:
                         f"{field.value}: has {size} characters; the limit is {limits.max_text_chars}",
                     )
                 lines.append(f"{field.name}: {show(value, limits.max_field_chars)}")
+        if self.manifest.precedents is not None and self.manifest.precedents.prompt:
+            lines += [each.line for each in precedents]
         return "\n".join(lines)
 
     def _shown_elsewhere(self, field: Field) -> list[str]:
@@ -254,13 +263,15 @@ class Pack:
         values = [other.value for other in self.manifest.fields]
         return [value.removeprefix(below) for value in values if value.startswith(below)]
 
-    def brief_question(self, evaluation: Evaluation, floor: Floor) -> str:
+    def brief_question(
+        self, evaluation: Evaluation, floor: Floor, precedents: Sequence[Precedent] = ()
+    ) -> str:
         """The text of one evaluation behind `brief_prefix`. Raises RequestError `too_large`.
 
         The brief prefix shows no clauses, so the text ends with the floor and all reasons for it.
         """
         because = f", for {floor.all_reasons}" if floor.because else ""
-        return f"{self.question(evaluation, floor.facts)}\nrules ask: {floor.outcome}{because}"
+        return f"{self.question(evaluation, floor.facts, precedents)}\nrules ask: {floor.outcome}{because}"
 
     def explanation_steps(self, outcome: str, floor: Floor, reason: str | None) -> tuple[Step, ...]:
         """The steps of an answer after `outcome:`.
@@ -395,6 +406,7 @@ def rule_book(manifest: Manifest, rules: tuple[Rule, ...], data: Mapping[str, Js
         clock=manifest.clock,
         sources=manifest.sources,
         trace=manifest.trace,
+        precedents=manifest.precedents is not None and manifest.precedents.rules,
         where=where,
     )
 

@@ -75,6 +75,7 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
             {},
         ),
         "trace": ("What kind of decision an answer is, and when its trace is complete.", {}),
+        "precedents": ("Past decisions that are looked up and shown beside the question.", {}),
         "cache": ("false: the model scores every question, also repeated ones.", {}),
     },
     "TraceSection": {
@@ -88,6 +89,15 @@ _MEMBERS: dict[str, dict[str, tuple[str, Schema]]] = {
             {"propertyNames": {"pattern": _LABEL}},
         ),
         "summaries": ("By type: the template of context summaries.", {"propertyNames": {"pattern": _LABEL}}),
+    },
+    "PrecedentsSpec": {
+        "k": ("How many at most.", {}),
+        "budget_ms": ("Longest look-up, in milliseconds; then the question is decided without.", {}),
+        "least_similarity": ("Leave out what is less similar than this, 0 to 1.", {}),
+        "same": ("What they must have in common with the question: pack, actor, entity.", {}),
+        "type": ("Only decisions of this type.", {"pattern": _LABEL}),
+        "rules": ("true: expressions may read precedents.count and call precedents.share(OUTCOME).", {}),
+        "prompt": ("true: the model is shown a line for each.", {}),
     },
     "Outcome": {
         "label": ("Name of the outcome.", {"pattern": _LABEL}),

@@ -6,13 +6,14 @@ never changes; a change makes another table, so a reader always sees a complete 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from thor_policy.core.decisions import Adapter, Floor, ModelInfo, PackInfo, Rendering, resident_key
 from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Evaluation
 from thor_policy.core.status import PackRole, PackStatus
 from thor_policy.policy.pack import Pack
@@ -47,11 +48,11 @@ class Resident:
         """The rendering of its questions, by its adapter."""
         return self.model.adapter.rendering if self.model.adapter else "full"
 
-    def question(self, evaluation: Evaluation, floor: Floor) -> str:
+    def question(self, evaluation: Evaluation, floor: Floor, precedents: Sequence[Precedent] = ()) -> str:
         """The text of one evaluation. Raises RequestError if it is too long."""
         if self.rendering == "brief":
-            return self.pack.brief_question(evaluation, floor)
-        return self.pack.question(evaluation, floor.facts)
+            return self.pack.brief_question(evaluation, floor, precedents)
+        return self.pack.question(evaluation, floor.facts, precedents)
 
     @cached_property
     def calibration_key(self) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from msgspec import Struct, structs
 from thor_policy.core.decisions import POLICY_APPLICATION, Floor, Traits
 from thor_policy.core.errors import PackError
 from thor_policy.core.lifting import bare
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import RISKS, Evaluation, Json, Risk
 from thor_policy.core.sources import Consulted, values_of
 from thor_policy.policy import budget
@@ -174,6 +175,7 @@ class RuleBook:
         clock: Clock = "request",
         sources: Mapping[str, SourceSpec] | None = None,
         trace: TraceSection | None = None,
+        precedents: bool = False,
         where: str = "pack",
     ) -> None:
         self._rank = {outcome: rank for rank, outcome in enumerate(outcomes)}
@@ -203,6 +205,7 @@ class RuleBook:
                 name: {attribute: declared.type for attribute, declared in spec.attributes.items()}
                 for name, spec in self.sources.items()
             },
+            outcomes_of_precedents=outcomes if precedents else (),
         )
         self._checks_members = bool(members)
         faults += self._faults_of_names(facts, requires, reads or {})
@@ -395,6 +398,7 @@ class RuleBook:
         received_at: float,
         limit: Budget | None = None,
         sources: Sequence[Consulted] = (),
+        precedents: Sequence[Precedent] = (),
     ) -> Floor:
         """Compute facts, rules and risk of one evaluation; `received_at` is Unix time in seconds.
 
@@ -408,9 +412,9 @@ class RuleBook:
             return self._without(unavailable)
         evaluation = bare(evaluation)
         if limit is None:
-            return self._apply(evaluation, received_at, values)
+            return self._apply(evaluation, received_at, values, precedents)
         with budget.spending(limit):
-            return self._apply(evaluation, received_at, values)
+            return self._apply(evaluation, received_at, values, precedents)
 
     def _values(self, sources: Sequence[Consulted]) -> dict[str, dict[str, Json]]:
         """The attributes that expressions may read, of their declared types, by source.
@@ -444,13 +448,17 @@ class RuleBook:
         return Floor(outcome=self._strictest, final=True, because=because, unavailable=unavailable)
 
     def _apply(
-        self, evaluation: Evaluation, received_at: float, sources: Mapping[str, Mapping[str, Json]]
+        self,
+        evaluation: Evaluation,
+        received_at: float,
+        sources: Mapping[str, Mapping[str, Json]],
+        precedents: Sequence[Precedent],
     ) -> Floor:
-        inputs, missing, readings = self._inputs(evaluation, received_at, sources)
+        inputs, missing, readings = self._inputs(evaluation, received_at, sources, precedents)
         unknown = [reading for reading in readings if reading.because]
         floor = self._floor(inputs, missing, unknown)
         for instead in _likely(unknown):
-            inputs, missing, _ = self._inputs(evaluation, received_at, sources, instead, readings)
+            inputs, missing, _ = self._inputs(evaluation, received_at, sources, precedents, instead, readings)
             floor = self._stricter_floor(floor, self._floor(inputs, missing, unknown), unknown, instead)
         return floor
 
@@ -466,6 +474,7 @@ class RuleBook:
         evaluation: Evaluation,
         received_at: float,
         sources: Mapping[str, Mapping[str, Json]],
+        precedents: Sequence[Precedent] = (),
         instead: Mapping[str, Json] | None = None,
         readings: list[Reading] | None = None,
     ) -> tuple[dict[str, Any], dict[str, str], list[Reading]]:
@@ -474,7 +483,7 @@ class RuleBook:
         `instead`: what to read at a member of the vocabulary, whatever was sent. `readings`: those of an
         earlier call with this evaluation, which need not be made again.
         """
-        inputs = self._language.inputs(evaluation, received_at, sources)
+        inputs = self._language.inputs(evaluation, received_at, sources, precedents)
         missing = self._language.members_at_fault(self._required) if self._checks_members else {}
         if readings is None:
             readings = self._vocabularies.read(roots())

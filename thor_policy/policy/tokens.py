@@ -19,7 +19,7 @@ _OPTIONAL_CALLS, _ENDS, _TAKE_OPTIONALS = (
     ("or", "optFlatMap"),
 )
 #: What an expression can read, but for facts.
-ROOTS = ("subject", "action", "resource", "context", "data", "sources", "now")
+ROOTS = ("subject", "action", "resource", "context", "data", "sources", "precedents", "now")
 #: Those of them that a request has.
 OF_REQUEST = ("subject", "action", "resource", "context")
 #: Methods that give another spelling of a name.

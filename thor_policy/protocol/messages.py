@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from thor_policy.core import records
 from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.records import OP_OF, RECORDS
 from thor_policy.core.requests import Annotations, Enrich, Evaluation, Explain, Role
 from thor_policy.core.searches import Search
@@ -36,7 +37,18 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     "internal": 500,
 }
 #: Every operation; those of `RECORDS` send a record.
-OPS = ("evaluate", "search", "status", "metrics", *RECORDS, "approvals", "push", "maintenance", "control")
+OPS = (
+    "evaluate",
+    "search",
+    "status",
+    "metrics",
+    *RECORDS,
+    "approvals",
+    "similar",
+    "push",
+    "maintenance",
+    "control",
+)
 
 
 class Behalf(Struct, frozen=True, kw_only=True):
@@ -101,6 +113,13 @@ class ApprovalsRequest(Struct, frozen=True, kw_only=True):
     query: records.ApprovalQuery
 
 
+class SimilarRequest(Struct, frozen=True, kw_only=True):
+    """A request for precedents."""
+
+    id: str
+    query: SimilarQuery
+
+
 class SearchRequest(Struct, frozen=True, kw_only=True):
     """A search by the rules of `pack` (None: of the active one)."""
 
@@ -136,6 +155,7 @@ Message: TypeAlias = (
     | StatusRequest
     | RecordRequest
     | ApprovalsRequest
+    | SimilarRequest
     | SearchRequest
     | PushRequest
     | MaintenanceRequest
@@ -153,6 +173,8 @@ def op_of(message: Message) -> str:
         return "push"
     if isinstance(message, ApprovalsRequest):
         return "approvals"
+    if isinstance(message, SimilarRequest):
+        return "similar"
     if isinstance(message, SearchRequest):
         return "search"
     if isinstance(message, ControlRequest):

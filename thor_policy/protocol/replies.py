@@ -53,7 +53,7 @@ def decision_item(
         "floor": decision.floor.outcome,
         "rules": decision.floor.rules,
         "obligations": decision.obligations,
-        "precedents": (),
+        "precedents": tuple(each.id for each in decision.precedents),
         "pack": decision.pack,
         "model": model
         and {

@@ -17,10 +17,12 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
+from msgspec.structs import replace
 
-from thor_policy.core import graph, records, strict_json
+from thor_policy.core import graph, records, strict_json, trace_context
 from thor_policy.core.decisions import ConfidenceLevel
 from thor_policy.core.errors import ErrorCode, RequestError
+from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.requests import (
     RISKS,
     Action,
@@ -50,6 +52,7 @@ from thor_policy.protocol.messages import (
     RecordRequest,
     SearchRequest,
     Semantic,
+    SimilarRequest,
     StatusRequest,
 )
 from thor_policy.protocol.texts import DEFAULT_LIMITS, TextCheck, TextLimits
@@ -76,6 +79,7 @@ class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
     pack: Any = UNSET
     idempotency_key: Any = UNSET
     annotations: Any = UNSET
+    traceparent: Any = UNSET
     request: Any = UNSET
     situation: Any = UNSET
     evaluations: Any = UNSET
@@ -155,7 +159,7 @@ def decode_request(
         return StatusRequest(id=envelope.id, op=envelope.op)
     if envelope.idempotency_key is not UNSET:
         _check_name(envelope.idempotency_key, "idempotency_key")
-        if envelope.op in ("approvals", "search", "push", "maintenance", "control"):
+        if envelope.op in ("approvals", "search", "similar", "push", "maintenance", "control"):
             raise RequestError(
                 "bad_request", "idempotency_key: is only for questions and records; leave it out"
             )
@@ -169,6 +173,8 @@ def decode_request(
     if envelope.op == "approvals":
         raw = {} if envelope.record is UNSET else _record_member(envelope)
         return ApprovalsRequest(id=envelope.id, query=_convert(raw, records.ApprovalQuery, "record"))
+    if envelope.op == "similar":
+        return SimilarRequest(id=envelope.id, query=_decode_similar(envelope, TextCheck(frame, texts)))
     if envelope.op == "push":
         return PushRequest(id=envelope.id, push=_decode_push(envelope))
     if envelope.op == "maintenance":
@@ -227,6 +233,9 @@ def _decode_evaluate(
         _check_limits(envelope.annotations, "annotations")
         texts.check(envelope.annotations, "annotations")
         annotations = _convert(envelope.annotations, Annotations, "annotations")
+    stated = annotations  # a request that is sent again may belong to another trace
+    if envelope.traceparent is not UNSET:
+        annotations = _with_trace(annotations, envelope.traceparent)
 
     pack = None if envelope.pack is UNSET else envelope.pack
     if envelope.request is not UNSET:
@@ -243,7 +252,7 @@ def _decode_evaluate(
             deadline_ms=deadline_ms,
             pack=pack,
             annotations=annotations,
-            idempotency=_idempotency(envelope, [evaluation, annotations, pack], number),
+            idempotency=_idempotency(envelope, [evaluation, stated, pack], number),
         )
 
     if envelope.evaluations is not UNSET:
@@ -256,6 +265,18 @@ def _decode_evaluate(
     if envelope.request is not UNSET:
         return to_request(evaluation_of(envelope.request, "request"))
     return to_request(from_situation(envelope.situation))
+
+
+def _with_trace(annotations: Annotations, traceparent: Json) -> Annotations:
+    """The annotations with the tag of the caller's trace. Raises RequestError."""
+    if trace_context.parse(traceparent) is None:
+        raise RequestError(
+            "bad_request",
+            "traceparent: must be 00-TRACE-SPAN-FLAGS of W3C Trace Context in lower-case hex, with ids that "
+            "are not zero; or leave it out",
+        )
+    tags = (*annotations.tags, f"{trace_context.TAG}{traceparent}")
+    return msgspec.structs.replace(annotations, tags=tags)
 
 
 def _decode_batch(
@@ -358,6 +379,7 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         "promote": "promotion",
         "shipped": "shipped",
         "unship": "sink",
+        "import_graph": "graph",
     }.get(maintenance.task)
     if needed is not None and getattr(maintenance, needed) is None:
         raise RequestError(
@@ -369,10 +391,35 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         raise RequestError(
             "bad_request", "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z"
         )
+    if maintenance.graph is not None:
+        _check_import(maintenance.graph)
     promotion = maintenance.promotion
     if promotion is not None and (promotion.key is None) != (promotion.signature is None):
         raise RequestError("bad_request", "record.promotion.signature: needs key; give both, or neither")
     return maintenance
+
+
+def _decode_similar(envelope: _Envelope, texts: TextCheck) -> SimilarQuery:
+    """A query of precedents; its question has either form, `question` or `situation`."""
+    raw = _record_member(envelope)
+    if not isinstance(raw, dict):
+        raise RequestError("bad_request", "record: must be an object")
+    members, question = dict(raw), None
+    texts.check(members.get("text"), "record.text")
+    if (stated := members.pop("question", None)) is not None:
+        texts.check(stated, "record.question")
+        question = evaluation_of(stated, "record.question")
+    if (situation := members.pop("situation", None)) is not None:
+        if question is not None:
+            raise RequestError("bad_request", "record: give one of id, question, situation and text")
+        texts.check(situation, "record.situation", root="context")
+        question = from_situation(situation)
+    query: SimilarQuery = replace(_convert(members, SimilarQuery, "record"), question=question)
+    if sum(part is not None for part in (query.id, query.question, query.text)) != 1:
+        raise RequestError("bad_request", "record: give one of id, question, situation and text")
+    for name in ("since", "until"):
+        _check_time(getattr(query.filters, name), f"record.filters.{name}")
+    return query
 
 
 def _decode_push(envelope: _Envelope) -> Push:
@@ -440,6 +487,19 @@ def _decode_record(envelope: _Envelope) -> records.Record:
     if (problem := _problem_in_graph(record)) is not None:
         raise RequestError("bad_request", f"record.{problem}")
     return record
+
+
+def _check_import(graph_import: records.GraphImport) -> None:
+    kept: list[tuple[str, records.Record]] = [
+        *((f"nodes[{number}].node", node.node) for number, node in enumerate(graph_import.nodes)),
+        *((f"edges[{number}].edge", edge.edge) for number, edge in enumerate(graph_import.edges)),
+    ]
+    for place, record in kept:
+        problem = _problem_in_graph(record)
+        if problem is None and isinstance(record, records.Node) and record.supersedes is not None:
+            problem = "supersedes: is for the op node; an import has an edge of the type supersedes"
+        if problem is not None:
+            raise RequestError("bad_request", f"record.graph.{place}.{problem}")
 
 
 def _check_time(text: str | None, where: str) -> None:

@@ -38,6 +38,7 @@ ROLE_OF: dict[str, Role | None] = {
     "approval": "approve",
     "request_approval": "ask",
     "approvals": None,
+    "similar": "review",
     "approve": "approve",
     "deny": "approve",
     "cancel": "ask",

@@ -197,7 +197,7 @@ def ask(
         repeats=repeat,
         judges=tuple(judges),
         results=tuple(items),
-        embedder=f"no embedder: {no_embedder}" if no_embedder else MiniLM.name,
+        embedder=f"no embedder: {no_embedder}" if embedder is None else embedder.name,
         allow_leak=allow_leak,
         leaks=allowed_leaks,
         coverage=tuple(covered),

@@ -12,9 +12,9 @@ from functools import partial
 from msgspec import to_builtins
 
 from thor_policy.core.errors import JournalError
-from thor_policy.core.records import Maintenance
-from thor_policy.core.requests import Json
-from thor_policy.journal import events, shipping
+from thor_policy.core.records import GraphImport, Maintenance, Record
+from thor_policy.core.requests import Caller, Json
+from thor_policy.journal import events, graph, shipping
 from thor_policy.journal.digest_key import path_of
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import archive_before, waits_for
@@ -73,7 +73,34 @@ def run_maintenance(
         return {"acknowledged": shipped.seq}
     if maintenance.task == "unship":
         return {"forgotten": result_of(journal.run(partial(shipping.forget, sink=maintenance.sink or "")))}
+    if maintenance.task == "import_graph" and maintenance.graph is not None:
+        caller = Caller(transport="inproc", uid=by_uid, key=by_key)
+        return _import_graph(journal, maintenance.graph, caller)
     return {"checkpoint": result_of(journal.checkpoint())}
+
+
+def _import_graph(journal: Journal, imported: GraphImport, caller: Caller) -> dict[str, Json]:
+    """Record nodes and edges with their ids, but for ids that are known; returns which were refused."""
+    nodes: dict[str, Record] = {kept.id: kept.node for kept in imported.nodes}
+    edges: dict[str, Record] = {kept.id: kept.edge for kept in imported.edges}
+    known_nodes, known_edges = result_of(
+        journal.run(lambda connection: graph.known_ids(connection, list(nodes), list(edges)))
+    )
+    to_record = [
+        *((id, node) for id, node in nodes.items() if id not in known_nodes),
+        *((id, edge) for id, edge in edges.items() if id not in known_edges),
+    ]
+    fates = result_of(journal.commit_records(to_record, at=time.time(), caller=caller)) if to_record else []
+    refused = [
+        {"id": id, "message": fate.message or str(fate.error)}
+        for (id, _), fate in zip(to_record, fates, strict=True)
+        if fate.error is not None
+    ]
+    return {
+        "recorded": len(to_record) - len(refused),
+        "known": len(known_nodes) + len(known_edges),
+        "refused": refused,
+    }
 
 
 def _record_counterfactuals(journal: Journal, results: list[Event]) -> dict[str, Json]:

@@ -80,9 +80,22 @@ def _copy(source: Path, target: Path, until: str | None, last: int | None, progr
             "INSERT INTO erasures VALUES (?, ?, ?)",
             reading.execute("SELECT seq, by_seq, digest FROM erasures WHERE seq <= ?", (newest,)),
         )
+        _copy_vectors(reading, new, newest)
         new.execute("PRAGMA synchronous = FULL")
         new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return newest
+
+
+def _copy_vectors(reading: sqlite3.Connection, new: sqlite3.Connection, newest: int) -> None:
+    """Copy the vectors of situations, which take long to make; those that were emptied are made again."""
+    known = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'vectors'"
+    if reading.execute(known).fetchone() is None:
+        return  # an earlier version wrote the file
+    of_copy = "SELECT seq, embedder, vector FROM vectors WHERE seq <= ? ORDER BY seq"
+    rows = reading.execute(of_copy, (newest,))
+    while page := rows.fetchmany(STEP):
+        with transaction(new):
+            new.executemany("INSERT INTO vectors (seq, embedder, vector) VALUES (?, ?, ?)", page)
 
 
 def rebuild_in_place(journal: Journal, *, progress: Progress = lambda _: None) -> int:

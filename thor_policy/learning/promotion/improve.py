@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -163,20 +163,35 @@ def write(active: Pack, examples: Sequence[Example], folder: Path, *, of: int) -
     VERSION is the next one that is free there. `of` is the number of corrections that gave an example. Raises
     PackError if the pack cannot be written, or lint finds an error in it.
     """
+    manifest, directory = next_manifest(active, folder)
+    examples_text = (
+        f"# {len(examples)} examples of {active.info.name} {manifest.version}; {of} corrections gave one. An "
+        "id that begins with C- ends\n# as the id of the decision that was corrected.\n"
+        f"{pack_files.as_yaml(examples)}"
+    )
+    return write_texts(active, manifest, {"examples.yaml": examples_text}, directory)
+
+
+def next_manifest(active: Pack, folder: Path) -> tuple[Manifest, Path]:
+    """The manifest of the next version that is free in `folder`, and the directory for it."""
     version = next_version(active.info.version)
     while (folder / f"{active.info.name}-{version}").exists():
         version = next_version(version)
-    directory = folder / f"{active.info.name}-{version}"
     manifest = structs.replace(active.manifest, version=version, supersedes=version_of(active.info))
+    return manifest, folder / f"{active.info.name}-{version}"
+
+
+def write_texts(active: Pack, manifest: Manifest, changed: Mapping[str, str], directory: Path) -> Pack:
+    """Write the active pack with other texts of some files, and the manifest's version, to a new directory.
+
+    Raises PackError if the pack cannot be written, if its manifest is not `manifest`, or if lint finds an
+    error in it.
+    """
     texts = dict(pack_files.PackFiles(active.path).texts)
     if pack_files.load(active.path).info != active.info:
         raise PackError(f"{active.path} has changed since it was read; run the command again")
+    texts |= changed
     texts["pack.yaml"] = _with_version(texts["pack.yaml"], manifest, active.path / "pack.yaml")
-    texts["examples.yaml"] = (
-        f"# {len(examples)} examples of {active.info.name} {version}; {of} corrections gave one. An id "
-        "that begins with C- ends\n# as the id of the decision that was corrected.\n"
-        f"{pack_files.as_yaml(examples)}"
-    )
     partial = directory.with_name(f".{directory.name}.part")
     try:
         shutil.rmtree(partial, ignore_errors=True)

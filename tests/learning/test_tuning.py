@@ -1,0 +1,210 @@
+"""`tune`.
+
+What of a journal counts, what is written, and that nothing is promised that a journal cannot support.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace as with_settings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+
+from tests.build import CALLER, MODEL, NOON, by_model, by_rule
+from thor_policy import catalog
+from thor_policy.cli.main import cli
+from thor_policy.config import Config, data_path
+from thor_policy.core import records
+from thor_policy.core.decisions import Floor
+from thor_policy.core.requests import Annotations
+from thor_policy.daemon.loading import find_adapter
+from thor_policy.journal.writer import Journal
+from thor_policy.learning import tuning
+from thor_policy.policy import pack_files
+from thor_policy.policy.pack import Pack
+from thor_policy.review.ranking import RANDOM_SHARE, drawn
+
+pytestmark = pytest.mark.model  # the model's file is identified by its digest; no answer is computed
+#: The first day of which decisions count, and now: the decisions of `fill` are of two days.
+NOW = NOON + 2 * 86_400
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def pack() -> Pack:
+    return pack_files.load(data_path("prompts") / "device-operations")
+
+
+@pytest.fixture
+def fill(config: Config, pack: Pack, model_file: catalog.ModelFile) -> Callable[..., None]:
+    """Record decisions of the model whose confidence is as often right as it says, and review the sample."""
+    companion = find_adapter("auto", 1.0, config, model_file.name)
+    model = replace(MODEL, sha256=model_file.sha256, adapter=companion.adapter if companion else None)
+
+    def decide(count: int, *, reviewed: bool = True, only_drawn: bool = True) -> None:
+        rng = random.Random(count)
+        with Journal(config.journal_path) as journal:
+            for number in range(count):
+                confidence = round(0.5 + rng.random() / 2, 3)
+                rest = dict.fromkeys(pack.labels[1:], (1 - confidence) / 3)
+                decision = by_model(
+                    id=f"d-{number:06}",
+                    at=NOON + number * 86_400 / count,
+                    outcome="allow",
+                    allow=True,
+                    label="allow",
+                    confidence=confidence,
+                    probabilities={"allow": confidence} | rest,
+                    floor=Floor(outcome="allow", final=False, risk="high"),
+                    pack=pack.info,
+                    model=model,
+                )
+                journal.decided(decision)
+                if not reviewed or (only_drawn and not drawn(decision.id, "sample", RANDOM_SHARE)):
+                    continue
+                right = rng.random() < confidence or confidence > 0.9
+                verdict: dict[str, Any] = (
+                    {"verdict": "accept"} if right else {"verdict": "correct_decision", "decision": "deny"}
+                )
+                review = records.Review(decision_id=decision.id, reviewer="kim", **verdict)
+                journal.write(review, record_id=f"r{number}", at=NOON, caller=CALLER)
+
+    return decide
+
+
+def run(config: Config, *arguments: str) -> Result:
+    options = ["--state-dir", str(config.state_dir), "--pack", "device-operations"]
+    return CliRunner().invoke(cli, ["tune", *options, "--days", "3650", *arguments])
+
+
+def test_only_the_random_sample_of_reviews_counts(
+    config: Config, pack: Pack, fill: Callable[..., None]
+) -> None:
+    fill(600, only_drawn=False)  # all of them are reviewed
+    evidence = tuning.gather(config, pack, since_days=30, now=NOW)
+    assert len(evidence.served) == 600
+    assert len(evidence.reviewed) == evidence.drawn
+    assert 90 < evidence.drawn < 150  # a fifth
+    assert evidence.days == pytest.approx(2.0, abs=0.01)
+    assert tuning.gather(config, pack, since_days=1, now=NOW + 86_400).served == ()
+
+
+def test_decisions_of_rules_count_as_served_and_those_of_another_pack_not(
+    config: Config, pack: Pack, fill: Callable[..., None]
+) -> None:
+    fill(20)
+    with Journal(config.journal_path) as journal:
+        journal.decided(by_rule(pack=pack.info, outcome="require_operator"))
+        journal.decided(by_rule(pack=pack.info, outcome="deny"))
+        journal.decided(by_rule())
+    served = tuning.gather(config, pack, since_days=30, now=NOW).served
+    assert len(served) == 22
+    assert [question.asks for question in served if question.confidence is None] == [
+        tuning.asks_outcome(pack) == "require_operator",
+        False,
+    ]
+
+
+def test_a_band_is_chosen_and_written_as_the_next_version(
+    config: Config, pack: Pack, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill(3_000)
+    promise = ["--asks-per-day", "3000", "--false-allows", "10"]
+    answer = json.loads(run(config, *promise, "--to", str(tmp_path), "--json").stdout)
+    assert 0.5 < answer["below"] < 0.95
+    assert answer["point"]["false_allows_at_most"] <= 0.1
+    assert len(answer["curve"]) == 101
+    assert answer["calibration"]["reviews"]["count"] == answer["reviewed"]
+    assert answer["calibration"]["attacked"] is None
+    written = pack_files.load(Path(answer["written"]))
+    band = written.manifest.limits.abstain
+    assert band is not None
+    assert band.below == dict.fromkeys(("low", "medium", "high", "critical"), answer["below"])
+    assert band.outcome == tuning.asks_outcome(pack)
+    assert written.manifest.supersedes is not None
+    unchanged = replace(
+        written.manifest,
+        version=pack.manifest.version,
+        supersedes=pack.manifest.supersedes,
+        limits=pack.manifest.limits,
+    )
+    assert unchanged == pack.manifest
+    shown = run(config, *promise)
+    assert shown.exit_code == 0
+    assert "chosen" in shown.output
+    assert "nothing written" in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["team-governance", "discount-approval", "invoice-exception", "trade-risk"])
+def test_the_band_can_be_written_into_each_shipped_pack_that_asks_a_model(name: str, tmp_path: Path) -> None:
+    written = tuning.write(pack_files.load(data_path("prompts") / name), 0.75, tmp_path)
+    assert written.manifest.limits.abstain is not None
+    assert set(written.manifest.limits.abstain.below.values()) == {0.75}
+
+
+def test_what_the_journal_cannot_support_is_refused(
+    config: Config, pack: Pack, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill(400, reviewed=False)
+    result = run(config, "--asks-per-day", "50", "--false-allows", "1", "--to", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is reviewed, and 368 reviews are needed" in " ".join(result.output.split())
+    assert list(tmp_path.glob("device-operations*")) == []
+
+
+def test_few_reviews_and_promises_that_exclude_each_other_are_refused(
+    config: Config, fill: Callable[..., None]
+) -> None:
+    fill(400)
+    few = run(config, "--asks-per-day", "50", "--false-allows", "1")
+    assert (few.exit_code, "review more" in few.output) == (2, True)
+    both = run(config, "--asks-per-day", "1", "--false-allows", "10")
+    assert (both.exit_code, "no band keeps both promises" in both.output) == (2, True)
+
+
+def test_a_pack_of_rules_alone_has_nothing_to_tune(config: Config) -> None:
+    alone = with_settings(config, pack="agent-tools")
+    result = run(alone, "--pack", "agent-tools", "--asks-per-day", "1", "--false-allows", "1")
+    assert (result.exit_code, "asks no model" in result.output) == (2, True)
+
+
+def test_scenarios_that_attack_are_measured_apart(
+    config: Config, pack: Pack, fill: Callable[..., None], model_file: catalog.ModelFile
+) -> None:
+    companion = find_adapter("auto", 1.0, config, model_file.name)
+    model = replace(MODEL, sha256=model_file.sha256, adapter=companion.adapter if companion else None)
+    with Journal(config.journal_path) as journal:
+        for difficulty, outcome, count in (("easy", "allow", 3), ("attack", "deny", 2)):
+            for number in range(count):
+                notes = Annotations(
+                    scenario_id=f"{difficulty}-{number}",
+                    expected=(outcome,),
+                    tags=("device-operations", difficulty),
+                )
+                rest = dict.fromkeys(pack.labels[1:], 0.1 / 3)
+                journal.decided(
+                    by_model(
+                        id=f"{difficulty}-{number}",
+                        outcome="allow",
+                        allow=True,
+                        label="allow",
+                        probabilities={"allow": 0.9} | rest,
+                        pack=pack.info,
+                        model=model,
+                        annotations=notes,
+                    )
+                )
+    measured = tuning.gather(config, pack, since_days=30, now=NOW)
+    assert measured.served == ()  # questions of tests
+    suites, attacked = measured.calibrations.suites, measured.calibrations.attacked
+    assert suites is not None
+    assert attacked is not None
+    assert (suites.count, attacked.count) == (3, 2)
+    assert (suites.ece, attacked.ece) == (pytest.approx(0.1), pytest.approx(0.9))

@@ -1,0 +1,1 @@
+"""Pages for people: decisions, approvals, reviews and figures, in a process of its own (extra `http`)."""
