@@ -372,6 +372,7 @@ def one_of_each() -> list[Event]:
 _RARE_TYPE = schema.rare_condition("decision_type", schema.COMMON["decision_type"])
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0023_shipping": ("DROP TABLE shipping",),
     "0021_bounded_lists": (
         *(f"DROP INDEX {name}" for name in ("nodes_end", "edges_superseding")),
         *(f"DROP INDEX decisions_{name}" for name in ("exception", "decision_type")),

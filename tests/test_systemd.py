@@ -340,6 +340,7 @@ class TestInstall:
             "etc/systemd/system/thor-policy-gateway.service": 0o644,
             "etc/systemd/system/thor-policy-web.service": 0o644,
             "etc/systemd/system/thor-policy-improve.service": 0o644,
+            "etc/systemd/system/thor-policy-ship.service": 0o644,
             "etc/systemd/system/thor-policy-improve.timer": 0o644,
             "etc/sysusers.d/thor-policy.conf": 0o644,
             "etc/tmpfiles.d/thor-policy.conf": 0o644,

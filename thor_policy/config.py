@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import platform
 import re
 import textwrap
 import tomllib
@@ -50,6 +51,8 @@ PERSON = re.compile(
     r"(user|uid|key|token|cert):([^\s=;]+)=([^\s=;+][^=;+]{0,254})(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*)?"
     r"(?:;([a-z0-9_-]+(?:\+[a-z0-9_-]+)*))?)?"
 )
+#: A name of a device in a fleet.
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: In `packs_for`: any resident pack.
 ANY_PACK = "*"
 #: In `count_from`: the caller that a decision was made for, about its outcome.
@@ -582,6 +585,24 @@ class Config:
         most=10_000,
     )
 
+    device: str = _setting(
+        "",
+        "Name of this device in a fleet: letters, digits and . _ -. If empty: the name of the machine.",
+        metavar="NAME",
+    )
+    fleet_url: str = _setting(
+        "",
+        "The fleet's store, to which `thorpolicy ship` ships: postgresql://ROLE@HOST/DATABASE, without a "
+        "password. To another machine the certificate and the name of the server are verified.",
+        metavar="URL",
+    )
+    alert_shipping_s: float = _setting(
+        600.0,
+        "Seconds that a sink of `thorpolicy ship` may be behind before the daemon raises an alert. 0: none.",
+        least=0,
+        most=10_000_000,
+    )
+
     mcp_subject: str = _setting(
         "",
         "Id of the subject that `thorpolicy mcp proxy` asks about, such as the person whose agent it is. If "
@@ -654,6 +675,11 @@ class Config:
                     f"sources holds {entry.partition('=')[0]!r}; it must look like NAME.path=FILE, "
                     "NAME.url=URL, NAME.timeout_ms=NUMBER or NAME.key=PLACE"
                 )
+        if self.device and not DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                f"device is {self.device!r}; it must have at most 128 letters, digits and . _ -, and "
+                "begin with a letter or a digit"
+            )
         if unknown := [entry for entry in self.enrich_on if entry not in TRIGGERS]:
             raise ConfigError(f"enrich_on holds {unknown[0]!r}; it must hold some of {', '.join(TRIGGERS)}")
         for entry in self.packs_for:
@@ -746,6 +772,14 @@ class Config:
         if not self.key:
             return None
         return Path(self.key).expanduser() if "/" in self.key else self.keys_dir / f"{self.key}.key"
+
+    @property
+    def device_name(self) -> str:
+        """The name of this device in a fleet. Raises ConfigError if the machine's own cannot be one."""
+        name = self.device or platform.node()
+        if not DEVICE.fullmatch(name):
+            raise ConfigError(f"the machine's name {name!r} cannot name a device; set device")
+        return name
 
     @property
     def socket_path(self) -> Path:

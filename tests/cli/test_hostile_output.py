@@ -319,6 +319,7 @@ def test_every_command_that_prints_data_is_tried_here() -> None:
         "sources",
         "gateway",
         "tokens",
+        *("ship", "fleet"),  # tests/fleet/test_store.py
         "mcp",  # tests/mcp/test_proxy.py
         "tune",
         "web",

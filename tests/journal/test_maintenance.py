@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, Floor, ModelInfo, PackInfo, Scored, Timings
@@ -494,7 +495,7 @@ def test_an_archive_directory_that_cannot_be_written_leaves_the_journal_as_it_wa
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (segments, "_encode_line", 4),  # an unfinished segment
+        (segments, "encode_line", 4),  # an unfinished segment
         (files, "rename", 0),
         (archive_module, "commit", 0),  # a segment that no event names
         (archive_module, "commit", 1),
@@ -1008,7 +1009,7 @@ def test_after_an_erasure_the_newest_explanation_review_and_outcome_still_count(
             0,
         ),  # the chain says that it is erased, but the archive still has it
         (erase_module, "_rewrite_segment", 1),
-        (segments, "_encode_line", 3),
+        (segments, "encode_line", 3),
         (erase_module, "_find_remains", 0),
         (erase_module, "_truncate_wal", 0),
     ],
@@ -1338,11 +1339,47 @@ def test_a_rebuild_in_place_that_fails_changes_nothing(path: Path, journal: Jour
 # ---------------------------------------------------------------- all tasks
 
 
+def shipped(sink: str, seq: int) -> records.Maintenance:
+    return records.Maintenance(task="shipped", shipped=records.Shipped(sink=sink, seq=seq))
+
+
+def test_archiving_leaves_what_the_slowest_sink_lacks(path: Path, journal: Journal) -> None:
+    for _ in range(6):
+        decide(journal)
+    for sink, seq in (("segments", 4), ("postgres", 2)):
+        run_maintenance(journal, shipped(sink, seq))
+    archive = records.Maintenance(task="archive", before=ALWAYS)
+    done = run_maintenance(journal, archive)
+    assert (done["archived"], done["waits_for"]) == (2, "postgres")
+    forget = records.Maintenance(task="unship", sink="postgres")
+    assert [run_maintenance(journal, forget)["forgotten"] for _ in range(2)] == [True, False]
+    done = run_maintenance(journal, archive)
+    assert (done["archived"], done["waits_for"]) == (2, "segments")
+    done = run_maintenance(journal, replace(archive, unshipped=True))
+    assert done["archived"] > 0
+    assert done["waits_for"] is None
+
+
+def test_an_erasure_is_refused_while_a_sink_lacks_an_event_of_the_actor(path: Path, journal: Journal) -> None:
+    decide(journal)
+    seq = journal.seq
+    run_maintenance(journal, shipped("postgres", seq - 1))
+    task = records.Maintenance(task="erase", actor="alice")
+    with pytest.raises(JournalError, match=f"event {seq} names the actor, and the sink postgres has not"):
+        run_maintenance(journal, task)
+    assert run_maintenance(journal, replace(task, actor="nobody"))["own"] == 0
+    assert run_maintenance(journal, replace(task, unshipped=True))["own"] == 1
+    decide(journal)
+    run_maintenance(journal, shipped("postgres", journal.seq))
+    assert run_maintenance(journal, task)["own"] == 1
+
+
 def test_each_maintenance_task_returns_its_result(path: Path, journal: Journal) -> None:
     for _ in range(4):
         decide(journal)
     done = run_maintenance(journal, records.Maintenance(task="archive", before=ALWAYS))
-    assert done == {"archived": 3, "segments": [file.name for file in segment_files(path)]}
+    files = [file.name for file in segment_files(path)]
+    assert done == {"archived": 3, "segments": files, "waits_for": None}
     done = run_maintenance(journal, records.Maintenance(task="erase", actor="alice"), by_uid=7)
     assert done == {"own": 4, "mentions": 0, "archived": 3, "left": (), "parts": ()}
     assert run_maintenance(journal, records.Maintenance(task="checkpoint")) == {

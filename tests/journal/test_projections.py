@@ -132,6 +132,7 @@ def test_every_table_is_strict(empty: sqlite3.Connection) -> None:
     }
     assert set(tables) == {
         *("events", "private", "erasures", "summaries", "summaries_due", "vectors", "approvals_open"),
+        "shipping",
         *TABLES,
     }
     assert set(tables.values()) == {1}

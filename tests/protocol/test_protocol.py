@@ -1029,6 +1029,9 @@ def maintenance_frame(**record: Any) -> bytes:
             ),
         ),
         records.Maintenance(task="promote", promotion=PROMOTION),
+        records.Maintenance(task="shipped", shipped=records.Shipped(sink="postgres", seq=7, alarm="fork")),
+        records.Maintenance(task="unship", sink="postgres"),
+        records.Maintenance(task="archive", before="2026-05-13T10:00:00+02:00", unshipped=True),
     ],
 )
 def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Maintenance) -> None:
@@ -1045,7 +1048,10 @@ def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Ma
             "bad_request",
             "record.task: must be one of "
             + ", ".join(
-                ("erase, archive, checkpoint, rekey", "calibrate, counterfactual, promote, import_graph")
+                (
+                    "erase, archive, checkpoint, rekey",
+                    "calibrate, counterfactual, promote, import_graph, shipped, unship",
+                )
             ),
         ),
         ({"task": "erase"}, "bad_request", "record.actor: is missing; the task erase needs it"),
@@ -1121,6 +1127,8 @@ def test_a_maintenance_task_is_decoded_as_it_was_encoded(maintenance: records.Ma
             "record.before: must be an RFC 3339 time such as 2026-05-13T10:00:00Z",
         ),
         ({"task": "promote"}, "bad_request", "record.promotion: is missing; the task promote needs it"),
+        ({"task": "shipped"}, "bad_request", "record.shipped: is missing; the task shipped needs it"),
+        ({"task": "unship"}, "bad_request", "record.sink: is missing; the task unship needs it"),
         (
             {"task": "promote", "promotion": msgspec.to_builtins(PROMOTION) | {"signature": None}},
             "bad_request",

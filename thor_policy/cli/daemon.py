@@ -11,7 +11,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import get_args
 
@@ -22,7 +22,7 @@ from thor_policy.cli.log_lines import LogHandler
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
 from thor_policy.config import Config
 from thor_policy.core.requests import Enrich, Json
-from thor_policy.core.status import AlertsStatus, EnrichmentStatus
+from thor_policy.core.status import AlertsStatus, EnrichmentStatus, ShippingStatus
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
 
@@ -158,6 +158,7 @@ def status(config: Config, as_json: bool) -> None:
             "drift": golden if drift.every_s else "not checked (drift_every_s is 0)",
             "enrichment": _enrichment(state.enrichment),
             "alerts": _alerts(state.alerts),
+            "shipping": _shipping(state.shipping),
         },
         title="daemon",
     )
@@ -225,6 +226,18 @@ def _enrichment(status: EnrichmentStatus | None) -> str:
     return (
         f"{status.today} of {status.per_day} today, {status.today_s:g} of {status.s_per_day:g} s; "
         f"{status.waiting} wait, {lost} were not enriched"
+    )
+
+
+def _shipping(sinks: Sequence[ShippingStatus]) -> str | None:
+    """How far each sink of the shipper is behind, one a line; None where nobody ships."""
+    return (
+        "\n".join(
+            f"{sink.sink}: {sink.behind:,} events behind, {sink.behind_s:g} s"
+            + (f"; takes no more: {sink.alarm}" if sink.alarm else "")
+            for sink in sinks
+        )
+        or None
     )
 
 

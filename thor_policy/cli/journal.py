@@ -34,6 +34,12 @@ FOLLOW_S = 0.5
 _MOST_COUNTED = 1_000
 
 
+#: An option of the commands that take something away.
+_unshipped = click.option(
+    "--unshipped", is_flag=True, help="Also what a sink of `thorpolicy ship` has not acknowledged yet."
+)
+
+
 @click.group(invoke_without_command=True)
 @configured("state_dir")
 @click.option(
@@ -332,14 +338,17 @@ def outcome(
 @click.confirmation_option(
     prompt="Erase this actor from the journal and its archives? This cannot be undone."
 )
+@_unshipped
 @as_json
 @click.pass_context
-def erase(ctx: click.Context, config: Config, actor: str, as_json: bool) -> None:
+def erase(ctx: click.Context, config: Config, actor: str, unshipped: bool, as_json: bool) -> None:
     """Erase an actor. The chain stays whole and records what was erased.
 
     Exit status 1 if the name is still somewhere: then the command lists where.
     """
-    done = _maintain(config, records.Maintenance(task="erase", actor=actor), "events checked")
+    done = _maintain(
+        config, records.Maintenance(task="erase", actor=actor, unshipped=unshipped), "events checked"
+    )
     if as_json:
         render.as_json(done)
     else:
@@ -375,16 +384,21 @@ def rekey(config: Config, as_json: bool) -> None:
 @log.command()
 @configured("state_dir", "endpoint", "key")
 @click.option("--before", required=True, help="Archive events older than this RFC 3339 time.")
+@_unshipped
 @as_json
-def archive(config: Config, before: str, as_json: bool) -> None:
-    """Move old events into compressed files. Tables, queries and `verify` still include them."""
-    done = _maintain(
-        config, records.Maintenance(task="archive", before=instant(before, "before")), "events archived"
-    )
+def archive(config: Config, before: str, unshipped: bool, as_json: bool) -> None:
+    """Move old events into compressed files. Tables, queries and `verify` still include them.
+
+    Events that a sink of `thorpolicy ship` has not acknowledged stay.
+    """
+    task = records.Maintenance(task="archive", before=instant(before, "before"), unshipped=unshipped)
+    done = _maintain(config, task, "events archived")
     if as_json:
         render.as_json(done)
     else:
-        render.pairs({"events archived": done["archived"], "files": ", ".join(done["segments"]) or "none"})
+        shown = {"events archived": done["archived"], "files": ", ".join(done["segments"]) or "none"}
+        waits = {"others wait for": done["waits_for"]} if done["waits_for"] else {}
+        render.pairs(shown | waits)
 
 
 @log.command()

@@ -111,6 +111,8 @@ COMMANDS = {
         "gateway",
         "Serve OpenID AuthZEN over HTTP until SIGTERM or Ctrl-C, as a client of a running daemon.",
     ),
+    "ship": ("fleet", "Ship the journal to a fleet's store, or to sealed files for another shipper."),
+    "fleet": ("fleet", "Make a fleet's store, and ask it: devices, chains, similar decisions, exceptions."),
     "web": ("web", "Serve pages for people until SIGTERM or Ctrl-C: decisions, approvals, reviews, figures."),
     "tokens": ("tokens", "Make, list and revoke bearer tokens of clients that ask over HTTP."),
     "bench": (

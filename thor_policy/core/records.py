@@ -369,6 +369,14 @@ class Promotion(Struct, frozen=True, kw_only=True):
     signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] | None = None
 
 
+class Shipped(Struct, frozen=True, kw_only=True):
+    """How far `sink` is: it has every event up to `seq`. `alarm` is why it takes no more; None: it does."""
+
+    sink: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
+    seq: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    alarm: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+
+
 #: Most nodes, and most edges, of one import; a whole graph is imported in several.
 MAX_IMPORTED = 200
 
@@ -397,17 +405,31 @@ class GraphImport(Struct, frozen=True, kw_only=True):
 class Maintenance(Struct, frozen=True, kw_only=True):
     """Work on the journal: erase `actor`, archive what is older than `before`, sign a checkpoint now, replace
     the key of its digests (`rekey`), put a `calibration` in force, record `counterfactuals` or a `promotion`,
-    or import a `graph`.
+    note how far a sink of the shipper is (`shipped`), forget that sink (`unship`), or import a `graph`.
+
+    `unshipped`: archive and erase also what a sink has not acknowledged yet.
     """
 
     task: Literal[
-        "erase", "archive", "checkpoint", "rekey", "calibrate", "counterfactual", "promote", "import_graph"
+        "erase",
+        "archive",
+        "checkpoint",
+        "rekey",
+        "calibrate",
+        "counterfactual",
+        "promote",
+        "import_graph",
+        "shipped",
+        "unship",
     ]
     actor: Name | None = None
     before: Name | None = None
     calibration: Calibration | None = None
     counterfactuals: Counterfactuals | None = None
     promotion: Promotion | None = None
+    shipped: Shipped | None = None
+    sink: Name | None = None
+    unshipped: bool = False
     graph: GraphImport | None = None
 
 

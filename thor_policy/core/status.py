@@ -165,7 +165,8 @@ class EnrichmentStatus(Struct, frozen=True, kw_only=True):
 
 
 class AlertStatus(Struct, frozen=True, kw_only=True):
-    """An alert that is raised: `success_rate` of a model or an agent, `volume` of decisions, or `drift`.
+    """An alert that is raised: `success_rate` of a model or an agent, `volume` of decisions, `drift`, or
+    `shipping` to a sink.
 
     The name of an agent is in the journal only. `value` is the newest figure and `low` to `high` its
     interval, or what is usual; they are None until it is judged again after a start.
@@ -186,6 +187,19 @@ class AlertsStatus(Struct, frozen=True, kw_only=True):
     raised: tuple[AlertStatus, ...]
     watched: int
     counters: dict[str, int]
+
+
+class ShippingStatus(Struct, frozen=True, kw_only=True):
+    """A sink of `thorpolicy ship`: it has every event up to `acknowledged`, and lacks `behind` events.
+
+    `behind_s` is how long ago the oldest of them was recorded, in seconds. `alarm` is why it takes no more.
+    """
+
+    sink: str
+    acknowledged: int
+    behind: int
+    behind_s: float
+    alarm: str | None = None
 
 
 class SourceStatus(Struct, frozen=True, kw_only=True):
@@ -248,6 +262,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     recall: RecallStatus | None = None
     enrichment: EnrichmentStatus | None = None
     alerts: AlertsStatus | None = None
+    shipping: tuple[ShippingStatus, ...] = ()
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):

@@ -1,4 +1,5 @@
-"""When an alert is raised and cleared: a low success rate, a number of decisions out of the usual, drift.
+"""When an alert is raised and cleared: a low success rate, a number of decisions out of the usual, drift,
+shipping that is behind.
 
 Owns the rules, without journal and clock. Invariant: each rule says both when its alert begins and when it
 ends, and between the two lies a gap, so that a figure at its limit does not raise it again and again. Small
@@ -12,6 +13,8 @@ import statistics
 from collections import OrderedDict, deque
 
 from msgspec import Struct
+
+from thor_policy.core.status import ShippingStatus
 
 #: Quantile of the normal distribution for an interval of 95 %.
 _Z = 1.959963984540054
@@ -154,3 +157,20 @@ class Drift:
             sample=golden,
             threshold=0,
         )
+
+
+def shipping(sink: ShippingStatus, most_s: float) -> Judged:
+    """A sink that is behind for more than `most_s` seconds (0: never), or that takes no more events.
+
+    The alert ends when the sink takes events and is behind for less than half of that.
+    """
+    late = bool(most_s) and sink.behind > 0 and sink.behind_s > most_s
+    return Judged(
+        begins=late or sink.alarm is not None,
+        ends=sink.alarm is None and (not sink.behind or not most_s or sink.behind_s <= most_s / 2),
+        value=round(sink.behind_s, 1),
+        low=0,
+        high=most_s,
+        sample=sink.behind,
+        threshold=most_s,
+    )

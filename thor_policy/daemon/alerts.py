@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thor_policy.core.ids import new_id
-from thor_policy.core.status import AlertsStatus, AlertStatus, DriftStatus
-from thor_policy.daemon.alert_rules import Drift, Judged, SuccessRate, Volume
+from thor_policy.core.status import AlertsStatus, AlertStatus, DriftStatus, ShippingStatus
+from thor_policy.daemon.alert_rules import Drift, Judged, SuccessRate, Volume, shipping
 from thor_policy.journal import alert_queries, events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -48,10 +48,11 @@ class Thresholds:
     window: int = 200
     volume_sigma: float = 6.0
     bucket_s: float = 300.0
+    shipping_s: float = 600.0
 
 
 class AlertWatch:
-    """Watches `journal`; `drift` gives the status of the drift sentinel, `record` takes the events.
+    """Watches `journal`; `drift` and `sinks` give the status of drift and sinks, `record` takes the events.
 
     `busy` is true while requests wait. Times are monotonic nanoseconds; `wall` gives Unix time, which is only
     recorded.
@@ -63,12 +64,14 @@ class AlertWatch:
         thresholds: Thresholds,
         *,
         drift: Callable[[], DriftStatus],
+        sinks: Callable[[], tuple[ShippingStatus, ...]] = lambda: (),
         wall: Callable[[], float],
         busy: Callable[[], bool] = lambda: False,
         now_ns: int,
     ) -> None:
         self._journal, self._thresholds = journal, thresholds
         self._drift_status, self._wall, self._busy = drift, wall, busy
+        self._shipping_status = sinks
         self._due_ns = now_ns
         self._postponed = 0
         self._drift = Drift()
@@ -96,7 +99,7 @@ class AlertWatch:
                     id=id_,
                     kind=kind,
                     of=of or None,
-                    name=name if of == "model" else None,
+                    name=name if of in ("model", "sink") else None,
                     value=judged.value if judged else None,
                     low=judged.low if judged else None,
                     high=judged.high if judged else None,
@@ -176,6 +179,14 @@ class AlertWatch:
         self._hold(
             ("drift", "", ""), self._drift.judge(drifted=drifted, answered=answered, golden=drift.golden)
         )
+        self._judge_shipping()
+
+    def _judge_shipping(self) -> None:
+        sinks = {("shipping", "sink", sink.sink): sink for sink in self._shipping_status()}
+        for key, sink in sinks.items():
+            self._hold(key, shipping(sink, self._thresholds.shipping_s))
+        for key in [key for key in self._raised if key[0] == "shipping" and key not in sinks]:
+            self._record(key, self._raised.pop(key)[0], "cleared", None)  # nobody ships there any more
 
     def _begin(self, raised: list[alert_queries.Raised], *, first: bool) -> None:
         """Begin anew: with the alerts that an earlier process raised, or with what an erasure left of names.

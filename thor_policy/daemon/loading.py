@@ -126,6 +126,7 @@ def alert_thresholds(config: Config) -> Thresholds:
         window=max(config.alert_window, config.alert_sample),
         volume_sigma=config.alert_volume_sigma,
         bucket_s=config.alert_bucket_s,
+        shipping_s=config.alert_shipping_s,
     )
 
 

@@ -18,6 +18,7 @@ from thor_policy.core.results import JobDone
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
@@ -43,7 +44,7 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries`, `vectors`, `approvals` and `alerts` have their turns on this thread while there
+    `verifier`, `summaries`, `vectors`, `approvals`, `alerts` and `shipping` have their turns while there
     is no task. `on_erasure` is called before an erasure and behind it.
     """
 
@@ -58,13 +59,14 @@ class MaintenanceThread(JobThread[_Job]):
         vectors: VectorMaker | None = None,
         approvals: ApprovalTasks | None = None,
         alerts: AlertWatch | None = None,
+        shipping: ShippingWatch | None = None,
         on_erasure: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
-        workers = (verifier, summaries, vectors, approvals, alerts)
+        workers = (verifier, summaries, vectors, approvals, shipping, alerts)
         self._idle = [worker for worker in workers if worker is not None]
         super().__init__("maintenance", on_outcome)
 

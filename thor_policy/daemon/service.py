@@ -61,6 +61,7 @@ from thor_policy.daemon.rules_thread import RulesThread
 from thor_policy.daemon.searching import Job as SearchJob
 from thor_policy.daemon.searching import Searching
 from thor_policy.daemon.server import Server
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.sockets import Mailbox, endpoint_lock
 from thor_policy.daemon.status import Parts
 from thor_policy.daemon.summary_maker import SummaryMaker
@@ -241,6 +242,7 @@ def open_service(
             busy=busy,
             now_ns=time.monotonic_ns(),
         )
+        shipping = ShippingWatch(journal, wall=time.time, now_ns=time.monotonic_ns())
         #: One for all threads, loaded when a text is first to be embedded.
         open_embedder = cache(lambda: load_embedder(config))
 
@@ -260,6 +262,7 @@ def open_service(
             journal,
             alert_thresholds(config),
             drift=drift.status,
+            sinks=shipping.status,
             wall=time.time,
             busy=busy,
             now_ns=time.monotonic_ns(),
@@ -278,6 +281,7 @@ def open_service(
             vectors=vector_maker,
             approvals=approval_tasks,
             alerts=alerts,
+            shipping=shipping,
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
@@ -329,6 +333,7 @@ def open_service(
             recall,
             enricher,
             alerts,
+            shipping,
         )
 
         def refusal(part: Part) -> RequestError | None:

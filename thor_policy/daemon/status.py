@@ -28,6 +28,7 @@ from thor_policy.daemon.maintenance_thread import MaintenanceThread
 from thor_policy.daemon.pack_manager import PackManager, describe_packs
 from thor_policy.daemon.recall_thread import RecallThread
 from thor_policy.daemon.rules_thread import RulesThread
+from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
@@ -56,6 +57,7 @@ class Parts:
     recall: RecallThread
     enricher: Enricher
     alerts: AlertWatch
+    shipping: ShippingWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -91,6 +93,7 @@ class Parts:
             recall=self.recall.status(),
             enrichment=self.enricher.status(),
             alerts=self.alerts.status(),
+            shipping=self.shipping.status(),
         )
 
     def _model(self) -> ModelStatus:
@@ -163,6 +166,7 @@ class Parts:
                         **journal.counters,
                         **self.verifier.counters,
                         **self.summaries.counters,
+                        **self.shipping.counters,
                         **self.vectors.counters,
                     }.items()
                 )

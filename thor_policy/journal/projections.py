@@ -175,6 +175,13 @@ TABLES: dict[str, tuple[str, ...]] = {"decisions": ("decision", "decision_report
 }
 
 
+def columns_of(table: str) -> tuple[str, ...]:
+    """The columns of a table, in order."""
+    if table == "decisions":
+        return DECISION_COLUMNS
+    return ("seq", "timestamp", *next(columns for name, columns in _PLAIN.values() if name == table))
+
+
 def read(kind: str, body: bytes, private: bytes | None) -> tuple[Part, Part | None]:
     """The parts of a stored event that `project` needs. Raises msgspec.MsgspecError."""
     body_type, private_type = _TYPES.get(kind, (_OBJECT, _OBJECT))

@@ -561,6 +561,15 @@ def _bounded_lists(db: Database) -> None:
     db.execute(f"CREATE INDEX edges_superseding ON edges (seq) WHERE {SUPERSEDES}")
 
 
+@migrations(name="0023_shipping")
+def _shipping(db: Database) -> None:
+    """How far each sink has acknowledged the events. It is not on the chain, since it says nothing of it."""
+    db.execute(
+        "CREATE TABLE shipping (sink TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, at TEXT NOT NULL, "
+        "alarm TEXT) STRICT"
+    )
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"

@@ -109,7 +109,7 @@ def decompressed(path: Path) -> Iterator[Iterator[bytes]]:
 def reading(path: Path) -> Iterator[Iterator[tuple[chain.Row, Part | None]]]:
     """The events of a segment with their private parts. Raises OSError or ValueError while it is read."""
     with _opened(path) as file:
-        yield (_decode_line(line) for line in _bounded_lines(file))
+        yield (decode_line(line) for line in _bounded_lines(file))
 
 
 @contextmanager
@@ -129,7 +129,8 @@ def _bounded_lines(file: Any) -> Iterator[bytes]:
         raise ValueError(f"the file is damaged: {error}") from error
 
 
-def _decode_line(raw: bytes) -> tuple[chain.Row, Part | None]:
+def decode_line(raw: bytes) -> tuple[chain.Row, Part | None]:
+    """The event of a line, with its private part. Raises ValueError."""
     line = _lines.decode(raw)
     part = None
     if line.private is not None:
@@ -151,7 +152,8 @@ def _decode_line(raw: bytes) -> tuple[chain.Row, Part | None]:
     )
 
 
-def _encode_line(row: chain.Row, part: Part | None) -> bytes:
+def encode_line(row: chain.Row, part: Part | None) -> bytes:
+    """An event as a line, its newline included."""
     return (
         _encode(
             Line(
@@ -185,7 +187,7 @@ def write_segment(path: Path, events: Iterable[tuple[chain.Row, Part | None]]) -
             os.fchmod(raw.fileno(), 0o640)
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
                 for row, part in events:
-                    file.write(_encode_line(row, part))
+                    file.write(encode_line(row, part))
                     last = row
             raw.flush()
             os.fsync(raw.fileno())

@@ -377,6 +377,8 @@ def _decode_maintenance(envelope: _Envelope) -> records.Maintenance:
         "calibrate": "calibration",
         "counterfactual": "counterfactuals",
         "promote": "promotion",
+        "shipped": "shipped",
+        "unship": "sink",
         "import_graph": "graph",
     }.get(maintenance.task)
     if needed is not None and getattr(maintenance, needed) is None:

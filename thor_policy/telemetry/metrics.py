@@ -282,9 +282,10 @@ def _of_status(status: Status) -> Families:
     if status.alerts is not None:
         raised = GaugeMetricFamily("thorpolicy_alerts_raised", "Alerts that are raised.", labels=["kind"])
         kinds = Counter(alert.kind for alert in status.alerts.raised)
-        for kind in ("success_rate", "volume", "drift"):
+        for kind in ("success_rate", "volume", "drift", "shipping"):
             raised.add_metric([kind], kinds[kind])
         yield raised
+    yield from _of_shipping(status)
     yield GaugeMetricFamily(
         "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )
@@ -316,6 +317,23 @@ def _of_status(status: Status) -> Families:
     for name, labels_of in _INFOS:
         labels = {label: str(value) for label, value in labels_of(status).items()}
         yield InfoMetricFamily(f"thorpolicy_{name}", f"Identity of the {name}.", value=labels)
+
+
+def _of_shipping(status: Status) -> Families:
+    from prometheus_client.core import GaugeMetricFamily
+
+    behind = GaugeMetricFamily(
+        "thorpolicy_shipping_behind_events", "Events that a sink lacks.", labels=["sink"]
+    )
+    seconds = GaugeMetricFamily(
+        "thorpolicy_shipping_behind_seconds", "How long ago the oldest of them was recorded.", labels=["sink"]
+    )
+    alarm = GaugeMetricFamily("thorpolicy_shipping_alarm", "1 while a sink takes no events.", labels=["sink"])
+    for sink in status.shipping:
+        behind.add_metric([sink.sink], sink.behind)
+        seconds.add_metric([sink.sink], sink.behind_s)
+        alarm.add_metric([sink.sink], float(sink.alarm is not None))
+    yield from (behind, seconds, alarm)
 
 
 # ---------------------------------------------------------------- how they are read

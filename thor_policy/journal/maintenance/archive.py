@@ -13,7 +13,7 @@ from contextlib import closing
 
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import chain, segments
+from thor_policy.journal import chain, segments, shipping
 from thor_policy.journal.events import Event
 from thor_policy.journal.idempotency import first_remembered
 from thor_policy.journal.maintenance.tasks import (
@@ -31,13 +31,14 @@ from thor_policy.journal.writer import Journal
 
 
 def archive_before(
-    journal: Journal, before: str, *, progress: Progress = lambda _: None
+    journal: Journal, before: str, *, unshipped: bool = False, progress: Progress = lambda _: None
 ) -> list[segments.Segment]:
     """Move the events before a time (RFC 3339) into compressed segments.
 
     The newest event always stays. So do the first event whose idempotency key is still remembered and all
-    events after it. `progress` gets the number of events moved. Raises JournalError if the time is invalid,
-    the disk fails, or the events do not form a chain.
+    events after it, and, unless `unshipped`, all events that a sink has not acknowledged.
+    `progress` gets the number of events moved. Raises JournalError if the time is invalid, the disk fails, or
+    the events do not form a chain.
     """
     until = instant(before, "before") or ""
     made: list[segments.Segment] = []
@@ -46,6 +47,8 @@ def archive_before(
         last = _last_before(connection, done, until)
         keyed = first_remembered(connection, journal.now())
         last = last if keyed is None else min(last, keyed - 1)
+        slowest = None if unshipped else shipping.slowest(connection)
+        last = last if slowest is None else min(last, slowest.acknowledged)
         moved = 0
         for first in range(done + 1, last + 1, SEGMENT_EVENTS):
             segment = _archive_segment(
@@ -57,6 +60,20 @@ def archive_before(
             moved += segment.events
             progress(moved)
     return made
+
+
+def waits_for(journal: Journal, before: str) -> str | None:
+    """The sink for which events before that time stay in the database; None if they wait for none."""
+    until = instant(before, "before") or ""
+    with closing(connect(journal.path)) as connection:
+        slowest = shipping.slowest(connection)
+        if slowest is None:
+            return None
+        row = connection.execute(
+            "SELECT at FROM events WHERE seq > ? AND seq < (SELECT max(seq) FROM events) ORDER BY seq",
+            (slowest.acknowledged,),
+        ).fetchone()
+    return slowest.sink if row is not None and row[0] < until else None
 
 
 def finish_interrupted(journal: Journal, connection: sqlite3.Connection) -> tuple[int, bytes]:

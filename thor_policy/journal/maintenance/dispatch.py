@@ -7,16 +7,17 @@ that of a command, or the maintenance thread of the daemon.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from msgspec import to_builtins
 
 from thor_policy.core.errors import JournalError
 from thor_policy.core.records import GraphImport, Maintenance, Record
 from thor_policy.core.requests import Caller, Json
-from thor_policy.journal import events, graph
+from thor_policy.journal import events, graph, shipping
 from thor_policy.journal.digest_key import path_of
 from thor_policy.journal.events import Event
-from thor_policy.journal.maintenance.archive import archive_before
+from thor_policy.journal.maintenance.archive import archive_before, waits_for
 from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.maintenance.tasks import Progress, commit, result_of
 from thor_policy.journal.writer import Journal
@@ -32,12 +33,21 @@ def run_maintenance(
 ) -> dict[str, Json]:
     """Run a task; returns its result as JSON values. Raises JournalError."""
     if maintenance.task == "erase":
-        erasure = erase(journal, maintenance.actor or "", by_uid=by_uid, by_key=by_key, progress=progress)
+        erasure = erase(
+            journal,
+            maintenance.actor or "",
+            by_uid=by_uid,
+            by_key=by_key,
+            unshipped=maintenance.unshipped,
+            progress=progress,
+        )
         done: dict[str, Json] = to_builtins(erasure)
         return done
     if maintenance.task == "archive":
-        made = archive_before(journal, maintenance.before or "", progress=progress)
+        before, unshipped = maintenance.before or "", maintenance.unshipped
+        made = archive_before(journal, before, unshipped=unshipped, progress=progress)
         return {
+            "waits_for": None if unshipped else waits_for(journal, before),
             "archived": sum(segment.events for segment in made),
             "segments": [segment.path.name for segment in made],
         }
@@ -57,6 +67,12 @@ def run_maintenance(
         event = events.promotion_event(maintenance.promotion, time.time(), by_uid=by_uid, by_key=by_key)
         commit(journal, event)
         return {"promotion": maintenance.promotion.sha256}
+    if maintenance.task == "shipped" and maintenance.shipped is not None:
+        shipped, at = maintenance.shipped, events.timestamp(time.time())
+        result_of(journal.run(partial(shipping.acknowledge, shipped=shipped, at=at)))
+        return {"acknowledged": shipped.seq}
+    if maintenance.task == "unship":
+        return {"forgotten": result_of(journal.run(partial(shipping.forget, sink=maintenance.sink or "")))}
     if maintenance.task == "import_graph" and maintenance.graph is not None:
         caller = Caller(transport="inproc", uid=by_uid, key=by_key)
         return _import_graph(journal, maintenance.graph, caller)

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
-from thor_policy.journal import chain, events, projections, segments, summaries
+from thor_policy.journal import chain, events, projections, segments, shipping, summaries
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.archive import finish_interrupted
 from thor_policy.journal.maintenance.tasks import (
@@ -77,13 +77,14 @@ def erase(
     *,
     by_uid: int | None = None,
     by_key: str | None = None,
+    unshipped: bool = False,
     progress: Progress = lambda _: None,
 ) -> Erasure:
     """Erase an actor (`user:alice`, or a user's bare id) from the journal and its archives.
 
     The chain keeps its events. Their private parts are deleted, and an `erased` event says which, and who
     requested it: a user, or the name of a key. `progress` gets the number of events checked. Raises
-    JournalError.
+    JournalError, also if a sink lacks an event of the actor so far; `unshipped` erases even then.
     """
     by: dict[str, Json] = {"by_uid": by_uid} | ({} if by_key is None else {"by_key": by_key})
     kind, colon, id_ = actor.partition(":")
@@ -97,6 +98,8 @@ def erase(
         archives = [
             segment for segment in segments.segments(connection, journal.path) if segment.last_seq <= last
         ]
+        if not unshipped:
+            _refuse_unshipped(connection, kind, name)
         search = _Search(kind, name, _erased_decisions(connection))
         for segment in archives:
             with readable(segment.path), segments.reading(segment.path) as stored:
@@ -123,6 +126,22 @@ def erase(
     return Erasure(own=search.own, mentions=search.mentions, archived=archived, left=left, parts=parts)
 
 
+def _refuse_unshipped(connection: sqlite3.Connection, kind: str, name: _Name) -> None:
+    """Raise JournalError if a sink has not acknowledged an event that the erasure would change."""
+    slowest = shipping.slowest(connection)
+    if slowest is None:
+        return
+    (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+    own = connection.execute("SELECT decision_id FROM decisions WHERE actor = ?", (f"{kind}:{name.text}",))
+    search = _Search(kind, name, {decision_id: sys.maxsize for (decision_id,) in own})
+    for row, part in segments.live_events(connection, slowest.acknowledged + 1, newest):
+        if search.rewrite_of(row, part) is not None:
+            raise JournalError(
+                f"event {row.seq} names the actor, and the sink {slowest.sink} has not acknowledged it: "
+                "let `thorpolicy ship` catch up, or erase it unshipped with --unshipped"
+            )
+
+
 def _erased_decisions(connection: sqlite3.Connection) -> dict[str, int]:
     """Decisions that were erased completely, each with the event that erased it."""
     rows = connection.execute(
@@ -136,7 +155,7 @@ class _Name:
     """A name as it may occur in texts: in any case and Unicode composition, not inside a longer word."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.text = self._name = name
         forms = {name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
         either = forms | {_in_json(form) for form in forms}
         self._needles = {form.lower() for form in either}

@@ -1,0 +1,248 @@
+"""A store is made and brought up to date; readers get bounded answers, exceptions, similar decisions."""
+
+from __future__ import annotations
+
+import math
+import random
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+from tests.build import ASKED, NOON, PACK, by_model, by_rule, record, sent
+from tests.cli.test_hostile_output import BANNED, FORGED, HOSTILE
+from tests.stores import ship
+from thor_policy.cli.main import cli
+from thor_policy.core import records
+from thor_policy.core.decisions import Floor, Traits
+from thor_policy.core.requests import Entity
+from thor_policy.fleet.index import index
+from thor_policy.fleet.store import DIMENSIONS, Store, StoreError, migrations, vector_text
+
+
+class Letters:
+    """Makes a vector of the letters of a text: texts of the same words are similar."""
+
+    def embed(self, text: str) -> list[float]:
+        counts = [0.0] * DIMENSIONS
+        for word in text.lower().split():
+            counts[sum(word.encode()) % DIMENSIONS] += 1
+        length = math.sqrt(sum(count * count for count in counts)) or 1.0
+        return [count / length for count in counts]
+
+
+def run(*arguments: str, status: int = 0) -> str:
+    done = CliRunner().invoke(cli, list(arguments))
+    assert done.exit_code == status, done.output
+    return done.stdout
+
+
+def test_a_store_is_made_by_numbered_migrations_and_a_repeat_changes_nothing(empty_url: str) -> None:
+    with Store(empty_url) as store:
+        with pytest.raises(StoreError, match="run `thorpolicy fleet init`"):
+            store.require()
+        names = [name for name, _ in migrations()]
+        assert [name[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]
+        assert store.migrate() == names
+        assert store.migrate() == []
+        store.require()
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
+    store.connection.execute("INSERT INTO migrations (name) VALUES ('9999_later')")
+    with pytest.raises(StoreError, match="newer version made this store"):
+        store.require()
+    with pytest.raises(StoreError, match="it has 9999_later"):
+        store.migrate()
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        ("DELETE FROM decisions RETURNING seq", "read-only transaction"),
+        ("SELECT pg_sleep(20)", "took longer than 0.05 s"),
+        ("SELECT 1; DELETE FROM decisions", "cannot insert multiple commands"),
+        ("COMMIT; DELETE FROM decisions", "cannot insert multiple commands"),
+        ("COMMIT", "gives no rows"),
+        ("SELECT nothing", "does not exist"),
+        ("SET TRANSACTION READ WRITE", "before any query|gives no rows"),
+    ],
+)
+def test_a_question_reads_only_and_within_its_time(store: Store, question: str, problem: str) -> None:
+    with pytest.raises(StoreError, match=problem):
+        store.ask(question, within_ms=50)
+    assert store.ask("SELECT 1 AS one") == [{"one": 1}]
+
+
+def test_an_answer_has_at_most_so_many_rows(store: Store) -> None:
+    assert len(store.ask("SELECT * FROM generate_series(1, 1000)", most=7)) == 7
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+@pytest.fixture
+def exceptions(tmp_path: Path, store_url: str) -> str:
+    """A store with an approved exception, one that was overturned, and one that nobody approved."""
+    floor = Floor(
+        outcome="deny", final=True, because="it is one", traits=Traits(type="exception", is_exception=True)
+    )
+    made = [by_rule(id=f"exception-{number}", floor=floor, at=NOON + number) for number in range(3)]
+    path = tmp_path / "policy_decisions.db"
+    record(
+        path,
+        *made,
+        by_rule(),
+        *(
+            sent(
+                records.Approval(
+                    decision_id=each.id, verdict="approved", approver="kim", role="manager", step=1
+                )
+            )
+            for each in made[:2]
+        ),
+        sent(
+            records.TraceState(decision_id=made[1].id, status="overturned", by=made[2].id, because="too dear")
+        ),
+    )
+    ship(path, store_url)
+    return store_url
+
+
+def test_compliance_lists_approved_exceptions_with_policy_approver_role_and_fate(exceptions: str) -> None:
+    with Store(exceptions) as store:
+        rows = store.compliance(since="2026-07-01T00:00:00Z")
+    assert [
+        (row["decision_id"], row["approver"], row["role"], row["overturned"], row["overturned_because"])
+        for row in rows
+    ] == [
+        ("exception-1", "kim", "manager", True, "too dear"),
+        ("exception-0", "kim", "manager", False, None),
+    ]
+    assert {row["policy_version"] for row in rows} == {f"{PACK.name}@{PACK.version}+{PACK.sha256[:12]}"}
+    assert rows[0]["timestamp"] == datetime.fromtimestamp(NOON + 1, UTC)
+
+
+def test_the_commands_read_the_store(
+    exceptions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THOR_POLICY_FLEET_URL", exceptions)
+    assert "kim" in run("fleet", "compliance", "--since", "2026-01-01T00:00:00Z")
+    assert "thor-1" in run("fleet", "devices")
+    assert run("fleet", "devices", "--alarms", "--json") == "[]\n"
+    assert "deny" in run("fleet", "query", "SELECT decision, count(*) FROM decisions GROUP BY 1")
+    assert run("fleet", "query", "SELECT 1 AS a", "--csv").split() == ["a", "1"]
+    assert '"ok": true' in run("fleet", "verify", "--json")
+    assert "the store is up to date" in run("fleet", "init")
+    run("fleet", "query", "DELETE FROM decisions", status=2)
+    with Store(exceptions) as store:
+        store.connection.execute("UPDATE events SET body = body || ' ' WHERE seq = 1")
+    assert "event 1 does not match its hash" in run("fleet", "verify", status=1)
+
+
+def test_ship_once_ships_to_both_sinks_and_archiving_waits_for_neither(
+    tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, segments = tmp_path / "state", tmp_path / "segments"
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(state))
+    monkeypatch.setenv("THOR_POLICY_ENDPOINT", f"ipc://{tmp_path}/policy.sock")
+    monkeypatch.setenv("THOR_POLICY_FLEET_URL", store_url)
+    record(state / "policy_decisions.db", by_rule(), by_rule(), by_rule())
+    printed = run("ship", "--once", "--device", "thor-1", "--segments", str(segments))
+    assert [line.split()[:2] for line in printed.splitlines() if line.strip()[:1] in "ps"][-2:]
+    assert '"problem": null' in run("fleet", "verify", "--segments", str(segments), "--json")
+    assert "2" in run("log", "archive", "--before", "2030-01-01T00:00:00Z")
+    assert run("ship", "--forget", "postgres") == "forgot postgres\n"
+    assert run("ship", "--forget", "postgres") == "postgres was not known\n"
+
+
+def test_what_devices_shipped_is_printed_harmlessly(
+    tmp_path: Path, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = replace(ASKED, subject=Entity(type="user", id=HOSTILE), resource=Entity(type="env", id=HOSTILE))
+    floor = Floor(outcome="deny", final=True, traits=Traits(type="exception", is_exception=True))
+    decision = by_rule(evaluation=hostile, floor=floor)
+    approval = records.Approval(
+        decision_id=decision.id, verdict="approved", approver=HOSTILE, role=HOSTILE, step=1
+    )
+    record(tmp_path / "policy_decisions.db", decision, sent(approval))
+    ship(tmp_path / "policy_decisions.db", store_url)
+    index(store, Letters())
+    monkeypatch.setenv("THOR_POLICY_FLEET_URL", store_url)
+    for command in (
+        ("compliance", "--since", "2026-01-01T00:00:00Z"),
+        ("similar", decision.id),
+        ("query", "SELECT actor, entity FROM decisions"),
+        ("query", "SELECT actor, entity FROM decisions", "--csv"),
+        ("query", "SELECT actor, entity FROM decisions", "--json"),
+        ("devices",),
+    ):
+        printed = run("fleet", *command)
+        assert (
+            not {unicodedata.category(char) for char in printed.replace("\n", "").replace("\r", "")} & BANNED
+        )
+        if "--csv" not in command:  # a cell may have several lines, in quotes
+            assert not any(line.startswith(FORGED) for line in printed.splitlines())
+
+
+def test_ship_without_a_sink_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(tmp_path))
+    done = CliRunner().invoke(cli, ["ship", "--once"])
+    assert done.exit_code == 2
+    assert "set fleet_url, or name a directory with --segments" in done.stderr
+
+
+# ---------------------------------------------------------------- similar decisions
+
+
+def test_similar_decisions_of_all_devices_are_listed_nearest_first(
+    tmp_path: Path, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device in ("thor-1", "thor-2"):
+        path = tmp_path / device / "policy_decisions.db"
+        record(path, by_rule(id=f"{device}-rule"), by_model(id=f"{device}-model"))
+        ship(path, store_url, device)
+    assert index(store, Letters()) == 4
+    assert index(store, Letters()) == 0
+    rows = store.similar(store.vector_of("thor-1-rule"), 4)
+    assert {row["decision_id"] for row in rows[:2]} == {"thor-1-rule", "thor-2-rule"}
+    assert rows[0]["similarity"] == pytest.approx(1, abs=1e-6)
+    monkeypatch.setenv("THOR_POLICY_FLEET_URL", store_url)
+    assert "thor-2" in run("fleet", "similar", "thor-1-model")
+    with pytest.raises(StoreError, match="run `thorpolicy fleet index`"):
+        store.vector_of("nothing")
+
+
+def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
+    chance = random.Random(5)
+    centres = [[chance.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(20)]
+
+    def near(centre: list[float]) -> list[float]:
+        return [value + chance.gauss(0, 0.5) for value in centre]
+
+    vectors = [near(chance.choice(centres)) for _ in range(600)]
+    with store.connection.transaction(), store.connection.cursor() as cursor:
+        for seq, vector in enumerate(vectors):
+            cursor.execute("INSERT INTO summaries VALUES (1, %s, '', %s)", (seq, vector_text(vector)))
+    recalled: list[float] = []
+    for _ in range(20):
+        question = vector_text(near(chance.choice(centres)))
+        by_index = nearest(store, question, on=True)
+        recalled.append(len(by_index & nearest(store, question, on=False)) / 10)
+    assert sum(recalled) / len(recalled) >= 0.95
+
+
+def nearest(store: Store, vector: str, *, on: bool) -> set[Any]:
+    """The ten nearest summaries, by the index or by comparing all."""
+    settings: dict[str, Any] = {"hnsw.ef_search": 100, "enable_seqscan": "off" if on else "on"}
+    settings |= {} if on else {"enable_indexscan": "off"}
+    rows = store.ask(
+        "SELECT seq FROM summaries ORDER BY embedding <=> %(v)s::vector LIMIT 10",
+        {"v": vector},
+        settings=settings,
+    )
+    return {row["seq"] for row in rows}

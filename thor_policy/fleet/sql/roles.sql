@@ -1,0 +1,32 @@
+-- The three roles of a store, and their rights. Safe to repeat; run it as the owner of the schema `thorpolicy`, with
+-- the right to create roles. `thorpolicy fleet init` runs it.
+--
+--   thorpolicy_owner    migrates, erases, drops old partitions
+--   thorpolicy_writer   ships: calls four functions, and has no right on any table
+--   thorpolicy_reader   reads every table and view but `private`, and writes nothing
+--
+-- No role can log in. Make a login for each device and person, and give it one of them:
+--   CREATE ROLE thor_7 LOGIN PASSWORD '...' IN ROLE thorpolicy_writer;
+
+DO $$
+DECLARE name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['thorpolicy_owner', 'thorpolicy_writer', 'thorpolicy_reader'] LOOP
+        IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+    END LOOP;
+END $$;
+
+GRANT USAGE ON SCHEMA thorpolicy TO thorpolicy_writer, thorpolicy_reader;
+GRANT ALL ON SCHEMA thorpolicy TO thorpolicy_owner;
+GRANT ALL ON ALL TABLES IN SCHEMA thorpolicy TO thorpolicy_owner;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA thorpolicy TO thorpolicy_owner;
+
+-- PostgreSQL lets everybody call a new function.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA thorpolicy FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA thorpolicy FROM thorpolicy_writer, thorpolicy_reader;
+GRANT EXECUTE ON FUNCTION position_of, report, receive, keep_checkpoint TO thorpolicy_writer;
+GRANT EXECUTE ON FUNCTION agent_statistics TO thorpolicy_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA thorpolicy TO thorpolicy_reader;
+REVOKE ALL ON private FROM thorpolicy_reader;
