@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -995,6 +996,15 @@ def test_an_adapter_whose_metadata_would_end_llama_cpp_is_refused(
     path = write_adapter_header(tmp_path / "odd.gguf", **metadata)
     with pytest.raises(CatalogError, match=message):
         catalog.resolve_adapter(str(path), models_dir)
+
+
+def test_an_array_longer_than_its_file_is_refused_at_once(tmp_path: Path) -> None:
+    """The library's reader takes all memory: an element behind the end has no bytes."""
+    key = b"general.type"
+    content = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + struct.pack("<IIQ", 9, 8, 2**62)
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(CatalogError, match="beyond the end of the file"):
+        catalog.resolve_adapter(str(tmp_path / "a.gguf"), tmp_path)
 
 
 @given(cut=st.integers(4, 150), flipped=st.integers(4, 150), bits=st.integers(1, 255))

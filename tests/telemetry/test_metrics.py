@@ -166,6 +166,7 @@ class TestOfTheDaemon:
             "approvals",
             "enrichment",
             "alerts",
+            "recall",
         }
         for part, event, count in counts:
             moved = (part, event) == ("server", "received")  # by asking for the metrics

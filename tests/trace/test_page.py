@@ -133,6 +133,7 @@ def test_a_node_is_clicked_and_nodes_are_filtered(browser: Any, tmp_path: Path, 
     assert tab.evaluate("graphView.nodes(':visible').length") == ended
     tab.locator("#status input[data-value=active]").check()
     tab.locator("#search").fill("PATH")
+    tab.wait_for_function("graphView.nodes(':visible').length === 2")
     assert tab.evaluate("graphView.nodes(':visible').map(node => node.data('label')).sort()") == [
         "fast-path",
         "slow-path",

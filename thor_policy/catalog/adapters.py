@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import gguf
+import numpy
 
 from thor_policy.core.decisions import Rendering
 from thor_policy.core.errors import CatalogError
@@ -29,13 +30,22 @@ _TYPES = {
 _REQUIRED = tuple(_TYPES)[:4]
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """A reader that stops at the end of the file; gguf's own reads an array of 2^63 nothings behind it."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if offset + numpy.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError("a value reaches beyond the end of the file")
+        return super()._get(offset, dtype, count, override_order)
+
+
 def rendering_of(path: Path) -> Rendering:
     """The prompt rendering that the adapter at `path` was trained on.
 
     Raises CatalogError if the file cannot be used as an adapter.
     """
     try:
-        fields = gguf.GGUFReader(path).fields
+        fields = _Reader(path).fields
         metadata = {name: _value(fields[name], name) for name in _TYPES if name in fields}
     except CatalogError as error:
         raise CatalogError(f"{path} cannot be used as an adapter: {error}") from None
