@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
+from thor_policy.core.records import Maintenance, Shipped
 from thor_policy.daemon.service import serving
 from thor_policy.telemetry import exposition
 from thor_policy.testing import load_stub_engine
@@ -63,6 +64,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     samples: dict[str, list[dict[str, str]]] = {}
     with serving(config, load_engine=load_stub_engine), Client(config.endpoint, timeout_ms=20_000) as client:
         client.evaluate(QUESTION)
+        client.maintenance(Maintenance(task="shipped", shipped=Shipped(sink="store", seq=0)))
+        while not client.status().shipping:  # the status is made at most once a second
+            continue
         for family in text_string_to_metric_families(exposition.exposition(client.metrics())):
             for sample in family.samples:
                 samples.setdefault(sample.name, []).append(dict(sample.labels))
