@@ -126,14 +126,15 @@ def test_a_node_is_clicked_and_nodes_are_filtered(browser: Any, tmp_path: Path, 
     tab.locator("#type input[data-value=goal]").uncheck()
     goals = len([item for item in graph.items if item["type"] == "goal"])
     assert tab.locator("#count").inner_text() == f"{len(graph.items) - goals} of {len(graph.items)} nodes"
-    assert tab.evaluate("graphView.nodes(':visible').length") == len(graph.items) - goals
+    visible_nodes = "number => graphView.nodes(':visible').length === number"  # the next frame shows them
+    tab.wait_for_function(visible_nodes, arg=len(graph.items) - goals)
     tab.locator("#type input[data-value=goal]").check()
     tab.locator("#status input[data-value=active]").uncheck()
     ended = len([item for item in graph.items if item["status"] != "active"])
-    assert tab.evaluate("graphView.nodes(':visible').length") == ended
+    tab.wait_for_function(visible_nodes, arg=ended)
     tab.locator("#status input[data-value=active]").check()
     tab.locator("#search").fill("PATH")
-    tab.wait_for_function("graphView.nodes(':visible').length === 2")
+    tab.wait_for_function(visible_nodes, arg=2)
     assert tab.evaluate("graphView.nodes(':visible').map(node => node.data('label')).sort()") == [
         "fast-path",
         "slow-path",
