@@ -77,7 +77,10 @@ class State:
         return self._read(f"r-{digest(session)}")
 
     def keep_decision(self, key: str, decision_id: str) -> None:
-        """Keep the decision of a call; equal calls that run at the same time each have one."""
+        """Keep the decision of a call; equal calls that run at the same time each have one.
+
+        Where so many have not ended, or their agent never says so, the new one replaces another: a loss.
+        """
         for number in range(_MOST_EQUAL):
             try:
                 self._write(f"d-{key}-{number}", decision_id, os.O_EXCL)
@@ -86,7 +89,8 @@ class State:
             except OSError as error:
                 raise self._failed(error) from error
             return
-        raise Fault(f"{_MOST_EQUAL} equal calls run at the same time, and no more can be recorded")
+        self._replace(f"d-{key}-0", decision_id)
+        self.count_loss()
 
     def take_decision(self, key: str) -> str:
         """The decision of a call, for the first that takes it; empty if there is none."""
