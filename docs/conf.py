@@ -34,7 +34,7 @@ html_css_files = ["style.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
-_LINK = re.compile(r"\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
 def _contents(index: str) -> str:
