@@ -137,7 +137,8 @@ def _ask(client: Client, name: str, question: Json) -> tuple[str, dict[str, Json
 
 
 def _show(replies: list[tuple[str, dict[str, Json]]], config: Config) -> None:
-    render.line("\n== six decisions")
+    render.line("")
+    render.line("== six decisions")
     render.table(
         ("question", "outcome", "by", "risk", "sure", "ms"),
         [

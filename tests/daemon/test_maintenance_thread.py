@@ -72,7 +72,7 @@ def test_each_task_gets_one_answer_in_order_of_submission(journal: Journal) -> N
         (0, {"done": {"checkpoint": 0}}),
         (1, {"done": erased}),
         (2, {"done": erased | {"own": 0}}),
-        (3, {"done": {"archived": 0, "segments": []}}),
+        (3, {"done": {"archived": 0, "segments": [], "waits_for": None}}),
     ]
 
 
