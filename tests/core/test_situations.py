@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import to_builtins
 
-from thor_policy.core.requests import Action, Entity, Evaluation
+from thor_policy.core.requests import Action, Entity, Evaluation, Json
 from thor_policy.core.situations import MOST_WORD_CHARS, MOST_WORDS, situation_in, situation_of
 
 ASKED = Evaluation(
@@ -50,3 +51,30 @@ def test_equal_members_in_another_order_give_equal_text() -> None:
         subject=ASKED.subject, action=ASKED.action, resource=ASKED.resource, context=reversed_context
     )
     assert situation_of(other) == situation_of(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (63_527.26, "63500"),
+        (-63_527.26, "-63500"),
+        (0.095123, "0.0951"),
+        (5_280.0, "5280"),
+        (5_280, "5280"),
+        (0, "0"),
+        (-0.0, "-0"),
+        (6_786_469, "6790000"),
+        (2.5e-7, "2.5e-07"),
+        (10**400, str(10**400)[:MOST_WORD_CHARS]),
+        (True, "yes"),
+        ("63527.26", "63527.26"),
+        ("2026-04-12T13:20:00Z", "Sunday 13h"),
+        ("2026-04-12T23:59:59.123456+02:00", "Sunday 23h"),
+        ("2026-04-13 03:20", "Monday 3h"),
+        ("2026-02-30T13:20:00Z", "2026-02-30T13:20:00Z"),
+        ("2026-04-12", "2026-04-12"),
+        ("at 2026-04-12T13:20:00Z", "at 2026-04-12T13:20:00Z"),
+    ],
+)
+def test_numbers_have_three_digits_that_count_and_times_weekday_and_hour(value: Json, words: str) -> None:
+    assert situation_in({"context": {"x": value}}, {}) == f"decision about x {words}"

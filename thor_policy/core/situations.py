@@ -2,12 +2,15 @@
 
 Owns the text by which past decisions are compared. Invariant: the text of a question is the same before it is
 decided and after it is recorded, so that a new question finds its equals; it has no outcome, no reason and no
-id of the subject. Pure; any thread.
+id of the subject. Numbers have three digits that count, and a time is its weekday and hour: more would make
+equal situations differ, and digits are most of what the embedder would have to read. Pure; any thread.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -18,6 +21,10 @@ from thor_policy.core.requests import Evaluation, Json
 MOST_WORDS, VALUE_WORDS, MOST_WORD_CHARS = 140, 60, 48
 #: Members of the context that come first, because most texts that people write are there.
 _FIRST = ("details", "reason", "description")
+#: Digits of a number that count, and from where on a number stays as it is.
+_DIGITS, _LARGE = 3, 1e15
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 
 
 def situation_of(evaluation: Evaluation) -> str:
@@ -65,7 +72,26 @@ def _words(value: Json) -> list[str]:
         return [word for item in value for word in _words(item)][:VALUE_WORDS]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
+    if isinstance(value, int | float):
+        return [_number(value)]
+    if _TIME.fullmatch(value):
+        return _time(value)
     return str(value).replace("_", " ").split()[:VALUE_WORDS]
+
+
+def _number(value: float) -> str:
+    if abs(value) >= _LARGE:
+        return str(value)
+    return f"{float(f'{value:.{_DIGITS}g}'):.15g}"
+
+
+def _time(value: str) -> list[str]:
+    """Weekday and hour of a time, as it is where it was written down."""
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:  # there is no such day
+        return [value]
+    return [_DAYS[at.weekday()], f"{at.hour}h"]
 
 
 def _text(words: list[str]) -> str:

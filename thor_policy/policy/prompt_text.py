@@ -85,14 +85,17 @@ def _quote(text: str, max_chars: int) -> str:
     if len(text) <= max_chars and text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     shown = [_escaped(char) for char in text[: max_chars + 1]]
-    if sum(map(len, shown)) > max_chars:
-        while sum(map(len, shown)) > max_chars - 1:
-            shown.pop()
+    size = sum(map(len, shown))
+    if size > max_chars:
+        while size > max_chars - 1:
+            size -= len(shown.pop())
         shown.append("…")
     return f'"{"".join(shown)}"'
 
 
 def _escaped(char: str) -> str:
+    if char.isprintable() and char not in '"\\':
+        return char
     shown = json.dumps(char, ensure_ascii=False)[1:-1]
     if shown.isprintable():
         return shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
 from msgspec import structs
@@ -34,31 +35,32 @@ class Candidate(NamedTuple):
 
 def ranked(candidates: Sequence[Candidate], weights: Weights, k: int, *, now: float) -> list[Ranked]:
     """The best `k` candidates, best first; of equals the newest. `now` is Unix time. Without texts."""
-    table = structs.asdict(weights)
+    table = structs.astuple(weights)
     scored = []
     for candidate in candidates:
         components = _components(candidate, now)
-        score = sum(table[name] * value for name, value in components.items())
-        scored.append((score, candidate.row["seq"], candidate, components))
-    scored.sort(key=lambda each: (-each[0], -each[1]))
-    return [_ranked(candidate, score, components) for score, _, candidate, components in scored[:k]]
+        score = sum(map(mul, table, components))
+        scored.append((-score, -candidate.row["seq"], candidate, components))
+    scored.sort(key=itemgetter(0, 1))
+    return [_ranked(candidate, -less, components) for less, _, candidate, components in scored[:k]]
 
 
-def _components(candidate: Candidate, now: float) -> dict[str, float]:
+def _components(candidate: Candidate, now: float) -> tuple[float, ...]:
+    """The components of a score, in the order of the members of `Weights`."""
     row = candidate.row
     age_days = max(0.0, now - datetime.fromisoformat(row["at"]).timestamp()) / 86_400
-    return {
-        "similarity": max(0.0, candidate.similarity or 0.0),
-        "words": candidate.words or 0.0,
-        "favourable": float(row["result"] == "SUCCESS"),
-        "reviewed": float(bool(row["reviewed"])),
-        "judgment_call": float(bool(row["judgment_call"])),
-        "cited": row["cited_by"] / (row["cited_by"] + HALF_CITED),
-        "recent": 0.5 ** (age_days / HALF_LIFE_DAYS),
-    }
+    return (
+        max(0.0, candidate.similarity or 0.0),
+        candidate.words or 0.0,
+        float(row["result"] == "SUCCESS"),
+        float(bool(row["reviewed"])),
+        float(bool(row["judgment_call"])),
+        row["cited_by"] / (row["cited_by"] + HALF_CITED),
+        0.5 ** (age_days / HALF_LIFE_DAYS),
+    )
 
 
-def _ranked(candidate: Candidate, score: float, components: dict[str, float]) -> Ranked:
+def _ranked(candidate: Candidate, score: float, components: tuple[float, ...]) -> Ranked:
     row, similarity = candidate.row, candidate.similarity
     ways = [name for name in ("similarity", "words") if getattr(candidate, name) is not None]
     return Ranked(
@@ -72,7 +74,9 @@ def _ranked(candidate: Candidate, score: float, components: dict[str, float]) ->
         outcome=row["outcome"],
         score=round(score, 4),
         similarity=None if similarity is None else round(similarity, 4),
-        components={name: round(value, 4) for name, value in components.items()},
+        components={
+            name: round(value, 4) for name, value in zip(Weights.__struct_fields__, components, strict=True)
+        },
         how="+".join(ways) or "fields",
         confirmed=bool(row["correct"]) if row["reviewed"] and row["correct"] is not None else None,
         judgment_call=bool(row["judgment_call"]),

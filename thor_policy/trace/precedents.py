@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from heapq import nlargest
 from typing import Any
 
 from msgspec import structs
@@ -28,10 +28,11 @@ from thor_policy.trace import precedent_index
 from thor_policy.trace.precedent_index import PrecedentIndex
 from thor_policy.trace.precedent_ranking import Candidate, ranked, statistics
 
-#: Candidates by similarity that are ranked, by words and by fields.
-BY_SIMILARITY, BY_WORDS, BY_FIELDS = 100, 40, 100
+#: Candidates by similarity that are ranked, by words and by fields; and by similarity for a decision that
+#: waits.
+BY_SIMILARITY, BY_WORDS, BY_FIELDS, BY_SIMILARITY_ALONE = 100, 40, 100, 50
 #: Words of a question that are looked up, and decisions of each, the newest.
-MOST_WORDS, MOST_OF_WORD = 12, 200
+MOST_WORDS, MOST_OF_WORD = 12, 100
 #: Numbers of decisions that are no precedents, read when too many of the nearest are none.
 MOST_NOT_COUNTED = 100_000
 #: Changes of vectors in one page.
@@ -182,9 +183,8 @@ class Recall:
         by = []
         if vector is not None:
             by.append("similarity")
-            near = dict(
-                self._nearest(connection, vector, query.filters, max(BY_SIMILARITY, query.k), without, rows)
-            )
+            wanted = max(BY_SIMILARITY_ALONE if similarity_alone else BY_SIMILARITY, query.k)
+            near = dict(self._nearest(connection, vector, query.filters, wanted, without, rows))
         if similarity_alone:
             least = query.least_similarity
             return [Candidate(rows[seq], cosine, None) for seq, cosine in near.items() if cosine >= least], (
@@ -247,14 +247,15 @@ class Recall:
         words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))[:MOST_WORDS]
         with_word = precedent_queries.with_words(connection, words, MOST_OF_WORD)
         weight = {word: 1.0 / (1.0 + len(seqs)) for word, seqs in with_word.items() if seqs}
-        total = sum(weight.values())
-        shares: Counter[int] = Counter()
+        total = sum(weight.values()) or 1.0
+        shares: dict[int, float] = {}
         for word, seqs in with_word.items():
+            part = weight.get(word, 0.0) / total
             for seq in seqs:
-                shares[seq] += weight[word] / total  # type: ignore[assignment]
-        best = [seq for seq, _ in shares.most_common(4 * BY_WORDS) if seq not in without]
+                shares[seq] = shares.get(seq, 0.0) + part
+        best = [seq for seq in nlargest(4 * BY_WORDS, shares, key=shares.__getitem__) if seq not in without]
         counted = self._counted(connection, best, filters, rows)
-        return {seq: float(shares[seq]) for seq in [seq for seq in best if seq in counted][:BY_WORDS]}
+        return {seq: shares[seq] for seq in [seq for seq in best if seq in counted][:BY_WORDS]}
 
     def _by_fields(
         self,
