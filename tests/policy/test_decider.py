@@ -19,12 +19,13 @@ from tests.build import write_pack, write_rules_only_pack
 from thor_policy.core.decisions import Adapter, Scored, level_of
 from thor_policy.core.engine import all_steps
 from thor_policy.core.errors import DeadlineExceeded, EngineError, PackError, RequestError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Request
 from thor_policy.core.results import Explained
 from thor_policy.engine.absent import NoEngine
 from thor_policy.policy import pack_files
-from thor_policy.policy.decider import Policy
+from thor_policy.policy.decider import NOT_SHOWN, Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.testing import StubEngine
@@ -221,6 +222,59 @@ class TestFailure:
         error = RequestError("too_large", "too long")
         with pytest.raises(RequestError):
             policy(error=error).decide(request())
+
+
+class TestPrecedentsWithoutRoom:
+    """A question that only the lines of its precedents make too long is put without them."""
+
+    LONG = tuple(
+        Precedent(
+            id=f"p{n}", outcome="deny", how="similarity", similarity=0.9, line=f"similar case: {'x' * 2_000}"
+        )
+        for n in range(3)
+    )
+
+    @staticmethod
+    def policy(folder: Path, section: str, limits: str = "{}") -> Policy:
+        limited(folder, f"{limits}\nprecedents: {section}")
+        return Policy(StubEngine(), pack_files.load(folder))
+
+    def test_the_answer_is_that_without_precedents_and_a_note_says_so(self, tmp_path: Path) -> None:
+        policy = self.policy(tmp_path, "{k: 3}")
+        alone = policy.decide(request())
+        decision = policy.decide(request(precedents=self.LONG))
+        assert (decision.outcome, decision.probabilities) == (alone.outcome, alone.probabilities)
+        assert (decision.precedents, decision.precedents_note) == ((), NOT_SHOWN)
+
+    def test_they_stay_where_rules_read_them(self, tmp_path: Path) -> None:
+        decision = self.policy(tmp_path, "{k: 3, rules: true}").decide(request(precedents=self.LONG))
+        assert (decision.precedents, decision.precedents_note) == (self.LONG, NOT_SHOWN)
+
+    def test_a_replay_does_not_show_them_even_where_there_is_room(self, tmp_path: Path) -> None:
+        policy = self.policy(tmp_path, "{k: 3, rules: true}")
+        short = (replace(self.LONG[0], line="similar case: deny"),)
+        alone, shown, replayed = (
+            policy.decide(each).scored
+            for each in (
+                request(),
+                request(precedents=short),
+                request(precedents=short, precedents_note=NOT_SHOWN),
+            )
+        )
+        assert alone is not None
+        assert shown is not None
+        assert replayed is not None
+        assert replayed.suffix_tokens == alone.suffix_tokens != shown.suffix_tokens
+
+    def test_with_room_they_are_shown(self, tmp_path: Path) -> None:
+        decision = self.policy(tmp_path, "{k: 3}").decide(request(precedents=self.LONG[:1]))
+        assert (decision.precedents, decision.precedents_note) == (self.LONG[:1], None)
+
+    def test_a_question_that_is_too_long_by_itself_is_refused(self, tmp_path: Path) -> None:
+        large = request(action="x" * 150, precedents=self.LONG)
+        with pytest.raises(RequestError) as caught:
+            self.policy(tmp_path, "{k: 3}", "{max_text_chars: 100}").decide(large)
+        assert caught.value.code == "too_large"
 
 
 class TestExplanation:

@@ -15,9 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from thor_policy.core.decisions import Floor
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.core.sources import Consulted
-from thor_policy.journal.events import consulted_of
+from thor_policy.journal.events import consulted_of, precedents_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning.corrections import is_corrected
 from thor_policy.policy.pack import Pack
@@ -48,6 +49,7 @@ class Case(Struct, frozen=True, kw_only=True):
     reviewed: bool
     evaluation: Evaluation
     sources: tuple[Consulted, ...] = ()
+    precedents: tuple[Precedent, ...] = ()
     floor: Floor
     values: dict[str, Value]
     words: frozenset[str]
@@ -70,10 +72,13 @@ def newest_rows(reader: Reader, since: str | None) -> tuple[list[Record], list[R
     return rows, lifted, False
 
 
-def _sources(reader: Reader, row: Record) -> tuple[Consulted, ...]:
-    """What sources said for a decision."""
+def _recorded(reader: Reader, row: Record, pack: Pack) -> tuple[tuple[Consulted, ...], tuple[Precedent, ...]]:
+    """What sources said for a decision, and its precedents; nothing for a pack that has neither."""
+    if not pack.manifest.sources and pack.manifest.precedents is None:
+        return (), ()
     event = reader.trace(row["decision_id"])["event"]
-    return consulted_of(event["body"], event["private"] or {})
+    body, private = event["body"], event["private"] or {}
+    return consulted_of(body, private), precedents_of(body, private)
 
 
 def case_of(reader: Reader, row: Record, pack: Pack) -> Case | None:
@@ -89,8 +94,8 @@ def case_of(reader: Reader, row: Record, pack: Pack) -> Case | None:
         return None
     evaluation = msgspec.convert(row["situation"], Evaluation)
     received_at = datetime.fromisoformat(row["timestamp"]).timestamp()
-    sources = _sources(reader, row) if pack.manifest.sources else ()
-    floor = pack.book.apply(evaluation, received_at, sources=sources)
+    sources, precedents = _recorded(reader, row, pack)
+    floor = pack.book.apply(evaluation, received_at, sources=sources, precedents=precedents)
     values, words = _features(evaluation, floor, pack)
     return Case(
         decision_id=row["decision_id"],
@@ -101,6 +106,7 @@ def case_of(reader: Reader, row: Record, pack: Pack) -> Case | None:
         reviewed=bool(row["reviewed"]),
         evaluation=evaluation,
         sources=sources,
+        precedents=precedents,
         floor=floor,
         values=values,
         words=words,

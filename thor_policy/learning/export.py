@@ -24,9 +24,10 @@ from msgspec import Struct
 from thor_policy.core.decisions import Adapter
 from thor_policy.core.engine import ChatTurn
 from thor_policy.core.errors import ExportError, PackError, RequestError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.core.sources import Consulted, values_of
-from thor_policy.journal.events import consulted_of
+from thor_policy.journal.events import consulted_of, precedents_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.learning import similarity
 from thor_policy.learning.corrections import Change, analysis, page
@@ -79,6 +80,7 @@ class Correction(Struct, frozen=True, kw_only=True):
     evaluation: Evaluation
     received_at: float
     sources: tuple[Consulted, ...] = ()
+    precedents: tuple[Precedent, ...] = ()
     question: str
     outcome: str
     classification: str | None
@@ -194,12 +196,12 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
         raise _LeftOut("the pack has no such outcome")
     evaluation = msgspec.convert(private["evaluation"], Evaluation)
     received_at = datetime.fromisoformat(event["at"]).timestamp()
-    sources = consulted_of(body, private)
-    floor = pack.book.apply(evaluation, received_at, sources=sources)
+    sources, precedents = consulted_of(body, private), precedents_of(body, private)
+    floor = pack.book.apply(evaluation, received_at, sources=sources, precedents=precedents)
     if pack.book.stricter(floor.outcome, outcome) != outcome:
         raise _LeftOut("looser than the rules allow")
     try:
-        question = pack.question(evaluation, floor.facts)
+        question = pack.question(evaluation, floor.facts, precedents)
     except RequestError as error:
         raise _LeftOut("too long to be asked") from error
     recorded_class = row["classification"] or floor.classification
@@ -216,6 +218,7 @@ def _correction(row: Record, event: Record, pack: Pack) -> Correction:
         evaluation=evaluation,
         received_at=received_at,
         sources=sources,
+        precedents=precedents,
         question=question,
         outcome=outcome,
         classification=classification,

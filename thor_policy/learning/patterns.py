@@ -430,7 +430,9 @@ def _with_effect(rule: Rule, cases: Mapping[str, Case], pack: Pack) -> tuple[Pro
     verdicts: Counter[str] = Counter()
     for case in cases.values():
         received_at = datetime.fromisoformat(case.at).timestamp()
-        floor = revised.book.apply(case.evaluation, received_at, sources=case.sources)
+        floor = revised.book.apply(
+            case.evaluation, received_at, sources=case.sources, precedents=case.precedents
+        )
         if rule.id not in floor.rules:
             continue
         after = pack.book.stricter(case.outcome, rule.outcome) if not rule.final else rule.outcome

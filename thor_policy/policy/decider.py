@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 #: Deadline of an explanation that no reply waits for, in seconds.
 EXPLAIN_LATER_S = 120
+#: The note of a decision whose question had no room for the lines of its precedents.
+NOT_SHOWN = "the model was not shown them: the question has no room for their lines"
 #: The evaluation of the warm-up, before the first request is served.
 _WARM_UP = Evaluation(
     subject=Entity(type="service", id="thor-policy"),
@@ -349,10 +351,10 @@ class Policy:
         reason_code, outcome = self._reason_code(assessment), floor.outcome
         temperature = self.temperature_of(resident)
         probabilities: dict[str, float] = {}
+        spec, note = pack.manifest.precedents, request.precedents_note
         if not floor.final:
             try:
-                question = resident.question(request.evaluation, floor, request.precedents)
-                scored, original = self._score(resident, question, request.deadline_ns, decision_id, cache)
+                scored, original, note = self._answer(assessment, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
                 outcome, unsure = outcome_of(pack, floor, scored.label, probabilities)
@@ -365,6 +367,7 @@ class Policy:
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
                     log.warning("the model gave no answer: %s", error, extra=extra)
+        unseen = note == NOT_SHOWN and spec is not None and not spec.rules  # nothing rests on them
         lifted = pack.lifting.apply(
             outcome,
             request.evaluation,
@@ -407,8 +410,8 @@ class Policy:
             confidence_level=level_of(probabilities.get(outcome), calibrated=self.is_calibrated(resident)),
             idempotency=request.idempotency,
             sources=request.sources,
-            precedents=request.precedents if pack.manifest.precedents is not None else (),
-            precedents_note=request.precedents_note if pack.manifest.precedents is not None else None,
+            precedents=() if spec is None or unseen else request.precedents,
+            precedents_note=note if spec is not None else None,
             offer=lifted.offer,
             use=lifted.use,
             stepped_up=lifted.stepped_up,
@@ -500,6 +503,27 @@ class Policy:
         given_up = [Unexplained(ticket) for ticket in self._explaining]
         self._explaining.clear()
         return given_up
+
+    def _answer(
+        self, assessment: Assessment, cache: ScoreCache | None
+    ) -> tuple[Scored, str | None, str | None]:
+        """The score, as `_score` returns it, and the note about the precedents.
+
+        A question that is too long only with the lines of its precedents is put without them.
+        """
+        request, resident = assessment.request, assessment.resident
+        note = request.precedents_note
+        shown = () if note == NOT_SHOWN else request.precedents  # a replay shows what was shown then
+        while True:
+            try:
+                question = resident.question(request.evaluation, assessment.floor, shown)
+                scored = self._score(resident, question, request.deadline_ns, assessment.decision_id, cache)
+            except RequestError as error:
+                if error.code != "too_large" or not shown:
+                    raise
+                shown, note = (), NOT_SHOWN
+            else:
+                return *scored, note
 
     def _score(
         self, resident: Resident, question: str, deadline_ns: int, decision_id: str, cache: ScoreCache | None

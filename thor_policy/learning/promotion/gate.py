@@ -30,6 +30,7 @@ from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, PackInfo
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import PackError, RequestError
+from thor_policy.core.precedents import Precedent
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import NEVER_NS, Caller, Evaluation, Json, Request
 from thor_policy.core.results import Explained
@@ -386,7 +387,7 @@ class Gate:
             request = request_of(self._reader, self._reader.recorded(decision_id)[1])
         except Unasked:
             return False
-        text = _question(pack, request.evaluation, request.received_at, request.sources)
+        text = _question(pack, request.evaluation, request.received_at, request.sources, request.precedents)
         question = similarity.shingles(text)
         return any(similarity.alike(question, example) >= ALIKE for example in shown)
 
@@ -481,10 +482,17 @@ def _passing(run: Run) -> Rate:
     return rate(sum(result.status == "passed" for result in results), len(results))
 
 
-def _question(pack: Pack, evaluation: Evaluation, at: float, sources: Sequence[Consulted] = ()) -> str:
+def _question(
+    pack: Pack,
+    evaluation: Evaluation,
+    at: float,
+    sources: Sequence[Consulted] = (),
+    precedents: Sequence[Precedent] = (),
+) -> str:
     """The question that the pack asks; the evaluation as JSON where that is too long."""
     try:
-        return pack.question(evaluation, pack.book.apply(evaluation, at, sources=sources).facts)
+        floor = pack.book.apply(evaluation, at, sources=sources, precedents=precedents)
+        return pack.question(evaluation, floor.facts, precedents)
     except RequestError:
         return msgspec.json.encode(evaluation).decode()
 
