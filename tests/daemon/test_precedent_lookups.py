@@ -14,10 +14,13 @@ import pytest
 from tests.build import rows, write_pack, write_rules_only_pack
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config, data_path
+from thor_policy.core.records import Review
 from thor_policy.daemon.service import serving
 from thor_policy.engine.absent import NoEngine
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
+from thor_policy.learning.cases import case_of
+from thor_policy.learning.export import gather
 from thor_policy.learning.replay import Replayer
 from thor_policy.policy import pack_files
 from thor_policy.testing import StubEngine, WordEmbedder, load_stub_engine
@@ -34,6 +37,13 @@ RULES = """
   when: precedents.share("deny") > 0.5
   outcome: deny
   because: Most cases like it were denied.
+"""
+CITED = """
+- id: cited
+  when: precedents.count == 3
+  outcome: require_mfa
+  clause: R2
+  because: There are three like it.
 """
 SEEN = "precedents: {rules: true, budget_ms: 1000, least_similarity: 0.3}\n"
 SHOWN = "precedents: {budget_ms: 1000, least_similarity: 0.3}\n"
@@ -156,6 +166,29 @@ def test_the_model_is_shown_a_line_for_each_and_repeat_and_replay_give_equal_bit
     tokens = event_of(config, first["decision_id"])["private"]["suffix_tokens"]
     text = "".join(map(chr, tokens))
     assert text.count("similar case: ") == 3 or len(tokens) > 3 * len("similar case: ")
+
+
+def test_what_is_learnt_from_a_decision_has_its_recorded_precedents(serve: Serve, config: Config) -> None:
+    folder = write_pack(config.state_dir / "pack", more=SHOWN.replace("{", "{rules: true, "))
+    rules = folder / "rules.yaml"
+    rules.write_text(rules.read_text() + CITED)
+    client = serve(folder)
+    context = client.evaluate(question())["context"]
+    assert "cited" in context["rules"]
+    client.review(
+        Review(
+            decision_id=context["decision_id"], reviewer="ana", verdict="correct_decision", decision="deny"
+        )
+    )
+    pack = pack_files.load(folder)
+    with Reader(config.journal_path) as reader:
+        (correction,) = gather(reader, pack).corrections
+        row = reader.get(context["decision_id"])
+        assert row is not None
+        case = case_of(reader, row, pack)
+    assert correction.question.count("similar case: ") == 3
+    assert case is not None
+    assert "cited" in case.floor.rules
 
 
 def test_other_precedents_make_another_question(serve: Serve, config: Config) -> None:
