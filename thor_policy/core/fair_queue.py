@@ -48,6 +48,13 @@ class Debts:
         """Call `wake` when a caller that waited need not wait any more."""
         self._wake.append(wake)
 
+    def allow(self, most: int) -> None:
+        """Let each caller have as many from now on."""
+        more, self._most = most > self._most, most
+        if more:
+            for wake in self._wake:
+                wake()
+
     def may(self, share: str) -> bool:
         """Whether this caller's next piece may be begun."""
         return self._owed[share] < self._most

@@ -43,6 +43,7 @@ from thor_policy.daemon.admission import (
     Work,
 )
 from thor_policy.daemon.batches import Batch
+from thor_policy.daemon.contention import Contention
 from thor_policy.daemon.control_endpoint import Snapshot
 from thor_policy.daemon.endpoints import Endpoints
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
@@ -171,6 +172,7 @@ class Server:
         similar: FindSimilar | None = None,
         search: Search | None = None,
         spans: Spans | None = None,
+        contention: Contention | None = None,
         reread: Callable[[], Config] | None = None,
     ) -> None:
         self._config = config
@@ -213,6 +215,7 @@ class Server:
         self._inbox = Inbox(config)
         self._batches = itertools.count(1)
         self._refusals = Refusals()
+        self._contention = contention
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._published: Counter[str] = Counter()
         self._snapshot = Snapshot(self.status, self._metrics.families)
@@ -287,6 +290,8 @@ class Server:
                 self._read(peers)
         self._inbox.handle(self._take, for_ns=_HANDLE_NS)
         now_ns = time.monotonic_ns()
+        if self._contention is not None:
+            self._contention.turn(now_ns)
         self._in_flight.expire(now_ns)
         if self._config.on_full == "halt" and not self._admission.stopping:
             error = self._admission.refusal("journal")
@@ -373,6 +378,8 @@ class Server:
         """
         refusing_ns = 0
         for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
+            if self._contention is not None:
+                self._contention.note(received.sender.lane.share, received.sender.received_ns)
             error = received.fault or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)

@@ -7,7 +7,6 @@ they started, also when a start fails half-way. Called on the main thread.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from thor_policy.daemon.admission import Part
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.consulting import Consulting, Stated
+from thor_policy.daemon.contention import ALONE_UNCOMMITTED, Contention
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.enrichment import Enricher
@@ -86,13 +86,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a thread waits for the interpreter while another one runs, in seconds. With Python's 5 ms, a flood
-#: of one caller made each step of the others wait; with this, a second of a flood serves them 1.1 to 1.6
-#: times as much, and without a flood the daemon decides about 5 % less a second.
-SWITCH_S = 0.0005
-#: Decisions of one caller that may wait for their commit: a few commits' worth.
-MOST_UNCOMMITTED = 64
-
 
 @contextmanager
 def open_service(
@@ -128,7 +121,7 @@ def open_service(
             stack.callback(spans.close, config.shutdown_s)
         # closed after engine thread and journal, whose last reports still become replies
         sockets = stack.enter_context(ExitStack())
-        uncommitted = Debts(MOST_UNCOMMITTED)
+        uncommitted = Debts(ALONE_UNCOMMITTED)
 
         def on_committed(commits: list[Committed]) -> None:
             mailbox.put(*commits)
@@ -339,6 +332,8 @@ def open_service(
         def refusal(part: Part) -> RequestError | None:
             return journal.refusal() if part == "journal" else rules_thread.refusal()
 
+        contention = Contention(uncommitted)
+        stack.callback(contention.close)
         server = Server(
             config,
             mailbox=mailbox,
@@ -356,10 +351,9 @@ def open_service(
             similar=recall.similar,
             search=search,
             spans=spans,
+            contention=contention,
             reread=reread,
         )
-        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(SWITCH_S)
         sockets.callback(server.close)
         if config.metrics_port:
             from thor_policy.telemetry import exposition  # imports an HTTP server, needed only here
