@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import msgspec
 import pytest
 import zmq
 
-from tests.callers import OtherCaller, other_caller
+from tests.callers import OtherCaller, as_root, other_caller
 from tests.daemon.test_batches import recorded
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -32,7 +31,7 @@ from thor_policy.telemetry import clocks
 from thor_policy.telemetry.clocks import Instant
 from thor_policy.testing import load_stub_engine
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+pytestmark = as_root
 
 #: No test waits longer than this for a reply or an event, in milliseconds.
 PATIENCE_MS = 60_000

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.callers import replies_to
+from tests.callers import as_root, replies_to
 from tests.daemon.test_connections import PATIENCE_MS, QUESTION, await_true, connect
 from tests.transport_fuzz import frame as zmtp_frame
 from tests.transport_fuzz import opening, write
@@ -117,7 +117,7 @@ class TestConnections:
             assert not named.poll(0)
         assert "decisions_recorded" not in counters_of(served)
 
-    @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a client of another user")
+    @as_root
     def test_of_another_user_of_the_same_group_stay_open(self, served: Config) -> None:
         with dealer(served.endpoint) as greedy:
             flood(greedy, served, b"{", until="connections_closed_barred")
