@@ -303,11 +303,16 @@ READERS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
         b"a" + b".a" * 50_000 + b" = 1",
         b"[a" + b" . 'a'" * 50_000 + b"]",
         b"a = {a" + b".a" * 50_000 + b" = 1}",
+        b'a = {k = """ " """, a' + b".a" * 50_000 + b' = "1"}',
+        b"a = {k = ''' ' ''', a" + b".a" * 50_000 + b" = '1'}",
         b"\xff\xfe",
         b"\0" * 1_000,
         b'{"a": 1e999999}',
     ],
-    ids=["deep", "objects", "member", "value", "key", "table", "inline", "utf-8", "zeros", "number"],
+    ids=[
+        *("deep", "objects", "member", "value", "key", "table", "inline", "quotes", "apostrophes"),
+        *("utf-8", "zeros", "number"),
+    ],
 )
 @pytest.mark.parametrize("name", READERS)
 def test_a_text_that_is_damaged_or_hostile_is_refused_with_the_error_of_its_reader(
@@ -337,6 +342,14 @@ class TestToml:
 
     def test_of_four_mebibytes_is_checked_in_a_time_that_grows_with_it(self) -> None:
         """A pattern that began anew at each character would take hours."""
-        for text in (b"a" * 2**21, b'"' * 2**21, b"a." * 2**20, b"'a'." * 2**19, b"\\" * 2**21):
+        for text in (
+            b'"""' + b'""a' * 2**19,
+            b"a" * 2**21,
+            b'"' * 2**21,
+            b"a." * 2**20,
+            b"'a'." * 2**19,
+            b"\\" * 2**21,
+            b'"\\' * 2**20,
+        ):
             with pytest.raises(ValueError):
                 strict_toml.decode(text)

@@ -14,8 +14,13 @@ from typing import Any
 #: Most bytes of a text, and most parts of a key.
 MAX_BYTES, MAX_PARTS = 4 * 2**20, 64
 
-#: Comments and strings on one line: what else has dots is a key or a number.
-_TEXTS = re.compile(r'"(?:[^"\\\n]|\\.)*+"|\'[^\'\n]*+\'|#[^\n]*+')
+#: Strings and comments: what else has dots is a key or a number. One without an end reaches as far as it may,
+#: so that no text is read twice; Python's reader refuses it.
+_TEXTS = re.compile(
+    r'"""(?:[^"\\]|\\.|"(?!""))*+"{0,5}|' + r"'''(?:[^']|'(?!''))*+'{0,5}|"
+    r'"(?:[^"\\\n]|\\.)*+"?|' + r"'[^'\n]*+'?|#[^\n]*+",
+    re.DOTALL,
+)
 _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{MAX_PARTS}}}")
 
 
