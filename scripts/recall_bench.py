@@ -27,6 +27,7 @@ import msgspec
 import numpy
 from msgspec.structs import replace
 
+from thor_policy.cli.render import counting
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Floor, PackInfo, Timings
 from thor_policy.core.ids import new_id
@@ -118,7 +119,7 @@ def build(path: Path, count: int, questions: list[Evaluation], vectors: Any) -> 
     """Write the journal with a vector and a summary for each decision."""
     with Journal(path, synchronous="OFF") as journal:
         journal.commit(events.pack_activated(TEMPLATE.pack, BEGIN_AT)).result()
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db, counting("decisions built") as built:
         db.execute("PRAGMA synchronous = OFF")
         db.execute("PRAGMA cache_size = -200000")
         seq, head = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
@@ -152,8 +153,7 @@ def build(path: Path, count: int, questions: list[Evaluation], vectors: Any) -> 
                 )
             seq, head = placed.seq, placed.head
             number += len(chosen)
-            print(f"\rbuilt: {number:,}", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+            built(number)
 
 
 def decision(number: int, question: Evaluation) -> Event:

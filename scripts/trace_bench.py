@@ -24,6 +24,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from thor_policy.cli.render import counting
 from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Explanation, Floor, PackInfo, Timings, Traits
 from thor_policy.core.ids import new_id
@@ -158,7 +159,7 @@ def approvals(decision_id: str, at: float) -> Iterator[Event]:
 
 def write(path: Path, source: Iterator[Event]) -> list[str]:
     """Write events through the journal's own batches; returns the subjects of the newest `CHAIN + 1`."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, counting("events") as written:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -262144")
         seq, head = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
@@ -170,6 +171,7 @@ def write(path: Path, source: Iterator[Event]) -> list[str]:
             with transaction(connection):
                 placed.write(connection)
             seq, head = placed.seq, placed.head
+            written(seq)
             newest = [*newest, *(event.subject_id for event in page if event.kind == "decision")]
             newest = newest[-CHAIN - 1 :]
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from thor_policy.core.errors import RequestError
 from thor_policy.core.requests import Json
+
+#: For tests in which a process, a file or a folder is that of another user.
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 #: Becomes another user, sends each line of its input as a request, and prints the replies.
 _CLIENT = """

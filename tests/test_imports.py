@@ -104,3 +104,17 @@ def test_the_command_ask_imports_no_policy_and_no_engine() -> None:
     ours = {name.split(".")[1] for name in modules if name.startswith("thor_policy.")}
     assert ours & {"policy", "engine", "journal", "daemon", "suites", "bench"} == set()
     assert modules & {"llama_cpp", "numpy", "cryptography", "asyncio", "sqlite3", "torch"} == set()
+
+
+def test_a_process_that_imported_every_module_ends_without_a_warning_of_an_open_file() -> None:
+    """A library opened /dev/null twice when it was imported; each such run of the tests ended with that."""
+    script = (
+        "import importlib, pkgutil, sys, thor_policy\n"
+        "for module in pkgutil.walk_packages(thor_policy.__path__, 'thor_policy.'):\n"
+        "    if module.name.rpartition('.')[2] != '__main__':\n"
+        "        importlib.import_module(module.name)\n"
+        "print('llama_cpp' in sys.modules)\n"
+    )
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.callers import as_root
 from thor_policy import config
 from thor_policy.cli.main import cli
 from thor_policy.core.errors import ThorPolicyError
@@ -25,9 +26,6 @@ MAX_EXPOSURE = 10
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None or shutil.which("systemd-sysusers") is None,
     reason="systemd-analyze or systemd-sysusers is not installed",
-)
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can create users and change the owner of files"
 )
 
 
@@ -353,7 +351,7 @@ class TestInstall:
         installed.run()
         assert installed.files() == before
 
-    @needs_root
+    @as_root
     def test_install_creates_the_user_its_groups_and_its_state_directory(self, installed: Tree) -> None:
         users = _table(installed.root / "etc/passwd")
         groups = _table(installed.root / "etc/group")
@@ -392,7 +390,7 @@ class TestInstall:
         assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
         assert message in done.stderr
 
-    @needs_root
+    @as_root
     def test_install_as_an_ordinary_user_needs_a_tree_of_its_own(self, short_dir: Path) -> None:
         script, root = short_dir / "scripts" / "install-systemd", short_dir / "root"
         shutil.copytree(ROOT / "systemd", short_dir / "systemd")

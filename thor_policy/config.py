@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import textwrap
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path, user_state_path
 
+from thor_policy.core import strict_toml
 from thor_policy.core.enrichment import TRIGGERS
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Role
@@ -866,10 +866,10 @@ def with_changes(config: Config, text: str) -> Config:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return strict_toml.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 

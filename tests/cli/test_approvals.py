@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tests.build import rows
-from tests.callers import OtherCaller, other_caller
+from tests.callers import OtherCaller, as_root, other_caller
 from tests.daemon.test_approvals import APP, DEPLOY, LEE, PACK, write_pack
 from tests.terminal import COLUMNS, PATIENCE_S, ROOT, Terminal
 from thor_policy.cli import approval_page
@@ -31,8 +31,6 @@ from thor_policy.config import Config
 from thor_policy.core.requests import Json
 from thor_policy.daemon.service import serving
 from thor_policy.testing import load_stub_engine
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 
 #: Whoever runs the tests is Kim; Lee has another uid, and Ann is known by name only.
 PEOPLE = (

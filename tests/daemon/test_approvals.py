@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,8 @@ import msgspec
 import pytest
 import zmq
 
-from tests.callers import OtherCaller, other_caller
+from tests.callers import OtherCaller, as_root, other_caller
+from tests.daemon.test_batches import recorded
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -31,7 +31,7 @@ from thor_policy.telemetry import clocks
 from thor_policy.telemetry.clocks import Instant
 from thor_policy.testing import load_stub_engine
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+pytestmark = as_root
 
 #: No test waits longer than this for a reply or an event, in milliseconds.
 PATIENCE_MS = 60_000
@@ -644,6 +644,26 @@ def test_of_two_questions_in_one_batch_an_approval_lifts_one(open_to_all: Config
         assert [item["decision"] for item in reply["evaluations"]].count(True) == 1
         refused = [item["context"] for item in reply["evaluations"] if not item["decision"]]
         assert {context["reason_code"] for context in refused} == {"approval_used"}
+
+
+def test_offers_and_uses_of_an_approval_are_recorded_with_each_decision_of_a_batch(
+    open_to_all: Config, tmp_path: Path
+) -> None:
+    pack = PACK.replace("consents: [email]", "uses: until\n      holds_s: 600")
+    folder = write_pack(tmp_path / "until", pack=pack)
+    with room(replace(open_to_all, pack=str(folder))) as here:
+        lifting = with_approval(DEPLOY, here.approved())
+        questions: list[Json] = [DEPLOY, lifting, {**DEPLOY, "context": {}}, lifting]
+        alone = [here.at(APP).ask(question)["context"] for question in questions]
+        reply = here.at(APP).send("evaluate", evaluations=questions)
+        together = [item["context"] for item in reply["evaluations"]]
+        for single, item in zip(alone, together, strict=True):
+            assert item.keys() == single.keys()
+            of_batch = recorded(here.config, item["decision_id"])
+            assert of_batch == recorded(here.config, single["decision_id"])
+        bodies = [recorded(here.config, item["decision_id"])["events"][0][1] for item in together]
+        assert ["offer" in body for body in bodies] == [True, False, False, False]
+        assert ["use" in body for body in bodies] == [False, True, False, True]
 
 
 def test_an_approval_until_a_time_lifts_until_then(open_to_all: Config, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thor_policy.core.fair_queue import Lane
+from thor_policy.daemon import shares
 from thor_policy.daemon.shares import Places, Rates, Refusals, TokenBucket
 
 SECOND_NS = 1_000_000_000
@@ -128,6 +131,114 @@ class TestRefusals:
         self.send(refusals, 3_000, 0, 900)
         refusals.wait_ms("uid 2", SECOND_NS, 0)
         assert refusals.bar_s("uid 2", SECOND_NS) is None
+
+    def test_of_a_caller_that_waits_longer_than_it_must_bar_nobody(self) -> None:
+        """It was stopped for as long as the last of its 3,000 turns took to come, and sends all at once."""
+        refusals = Refusals()
+        waits_ms = [refusals.wait_ms("uid 1", 0, 0) for _ in range(3_000)]
+        for _ in range(3_000):
+            refusals.wait_ms("uid 1", max(waits_ms) * 1_000_000, 0)
+            assert refusals.bar_s("uid 1", max(waits_ms) * 1_000_000) is None
+
+    def test_of_a_long_request_or_batch_that_waits_bar_nobody(self) -> None:
+        """Eight mebibytes take 16 s of turns; a batch of 64 questions is 64 requests that come at once."""
+        refusals, at_ns = Refusals(), 0
+        for _ in range(5):
+            at_ns += refusals.wait_ms("uid 1", at_ns, 0, 8 * 2**20) * 1_000_000
+            assert refusals.bar_s("uid 1", at_ns) is None
+        for _ in range(50):
+            waits_ms = [refusals.wait_ms("uid 2", at_ns, 0, 1_000, parts=64) for _ in range(64)]
+            assert refusals.bar_s("uid 2", at_ns) is None
+            at_ns += max(waits_ms) * 1_000_000
+
+    @settings(max_examples=60)
+    @given(
+        st.lists(st.tuples(st.integers(0, 90_000), st.integers(0, 2_000)), min_size=1, max_size=60),
+        st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20_000)), min_size=1, max_size=40),
+    )
+    def test_of_a_client_that_waits_for_each_of_its_requests_bar_nobody(
+        self, requests: list[tuple[int, int]], answers: list[tuple[int, int]]
+    ) -> None:
+        """Each request has a length and a time when it is sent first.
+
+        Of the answers one in four is a decision, after which the client asks anew. The others are `busy` with
+        a least time; the client takes as long to come back, and a while longer.
+        """
+        refusals, answer = Refusals(), itertools.cycle(answers)
+        due = [(at_ms * 1_000_000, size_bytes) for size_bytes, at_ms in requests]
+        heapq.heapify(due)
+        for _ in range(600):
+            at_ns, size_bytes = heapq.heappop(due)
+            kind, more_ms = next(answer)
+            if kind:
+                wait_ms = refusals.wait_ms("uid 1", at_ns, more_ms if kind == 1 else 0, size_bytes)
+                assert refusals.bar_s("uid 1", at_ns) is None
+                at_ns += wait_ms * 1_000_000
+            heapq.heappush(due, (at_ns + more_ms * 1_000, size_bytes))
+
+    def test_that_come_while_a_caller_is_barred_get_the_rest_of_that_time_and_turns_after_it(self) -> None:
+        refusals = Refusals()
+        self.send(refusals, 3_000, 0, 900)
+        left_ms = refusals.barred_ms("uid 1", SECOND_NS)
+        assert 9_000 < left_ms < 10_000
+        waits_ms = [refusals.wait_ms("uid 1", SECOND_NS, left_ms) for _ in range(100_000)]
+        assert waits_ms[0] >= left_ms
+        assert [wait_ms - waits_ms[0] for wait_ms in waits_ms[:3]] == [0, 2, 4]
+        assert max(waits_ms) <= left_ms + 10_000, "a flood does not make its caller wait for ever"
+        assert refusals.bar_s("uid 1", SECOND_NS) is None
+
+    def test_bar_until_a_moment_and_from_that_moment_on_no_longer(self) -> None:
+        refusals = Refusals()
+        self.send(refusals, 3_000, 0, 900)
+        end_ns = SECOND_NS
+        while refusals.barred_ms("uid 1", end_ns):
+            end_ns += refusals.barred_ms("uid 1", end_ns) * 1_000_000 - 999_999
+        assert refusals.barred_ms("uid 1", end_ns - 1) == 1
+        assert refusals.wait_ms("uid 1", end_ns, 0) == 0
+        assert refusals.bar_s("uid 1", end_ns) is None
+
+    def test_bar_for_no_longer_than_320_s_however_often(self) -> None:
+        """After 1,020 bars, nearly four days, a power of two was no number that a float can hold."""
+        refusals, at_ms, barred = Refusals(), 0, []
+        for _ in range(1_200):
+            barred += self.send(refusals, 3_000, at_ms, 100 if barred else 900)
+            at_ms += int(barred[-1] * 1e3) + 1_000
+        assert barred[:7] == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 320.0]
+        assert set(barred[6:]) == {320.0}
+
+    def test_are_forgotten_ten_minutes_after_the_bar_not_after_its_beginning(self) -> None:
+        refusals, at_ms, barred = Refusals(), 0, []
+        for _ in range(6):
+            barred += self.send(refusals, 3_000, at_ms, 900)
+            at_ms += int(barred[-1] * 1e3) + 1_000
+        at_ms += 590_000  # nearly ten minutes after the last of them
+        assert self.send(refusals, 3_000, at_ms, 900) == [320.0]
+        assert self.send(refusals, 3_000, at_ms + 925_000, 900) == [10.0]
+
+    def test_of_many_other_names_do_not_make_the_daemon_forget_a_bar(self) -> None:
+        """A relay, or whoever has many keys, could so begin anew each time."""
+        refusals = Refusals()
+        assert self.send(refusals, 3_000, 0, 900) == [10.0]
+        for number in range(10_000):
+            refusals.wait_ms(f"key {number}", SECOND_NS, 0)
+        assert refusals.barred_ms("uid 1", SECOND_NS) > 0
+        assert self.send(refusals, 3_000, 12_000, 100) == [20.0]
+        assert len(refusals._accounts) + len(refusals._barred) <= 2 * 4_096
+
+    def test_of_many_barred_callers_are_bounded_and_the_bar_that_ends_last_stays(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shares, "_ACCOUNTS", 20)
+        refusals = Refusals()
+        self.send(refusals, 3_000, 0, 900)
+        self.send(refusals, 3_000, 12_000, 100)
+        for number in range(30):
+            refusals.wait_ms(f"key {number}", 13 * SECOND_NS, 0)
+            for _ in range(510):
+                refusals.wait_ms(f"key {number}", 14 * SECOND_NS, 0)
+            assert refusals.bar_s(f"key {number}", 14 * SECOND_NS) == 10.0
+        assert len(refusals._barred) == 20
+        assert refusals.barred_ms("uid 1", 15 * SECOND_NS) > 0
 
 
 class TestPlaces:

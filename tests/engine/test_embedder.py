@@ -38,7 +38,6 @@ def minilm() -> MiniLM:
 
 
 def test_a_missing_file_of_the_embedder_is_reported_with_the_cure(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime comes with the extra [cpu]")
     assert missing(tmp_path) == f"{MODEL_FILE} is not in {tmp_path}; run: ./scripts/export-embedder"
     (tmp_path / MODEL_FILE).touch()
     assert TOKENIZER_FILE in (missing(tmp_path) or "")
@@ -47,7 +46,6 @@ def test_a_missing_file_of_the_embedder_is_reported_with_the_cure(tmp_path: Path
 
 
 def test_damaged_files_of_the_embedder_are_refused_with_the_cure(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime comes with the extra [cpu]")
     for name in (MODEL_FILE, TOKENIZER_FILE):
         (tmp_path / name).write_text("{}")
     with pytest.raises(CatalogError, match=f"{tmp_path}: the embedder cannot be loaded: .*export-embedder"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.build import rows, write_rules_only_pack
-from tests.callers import other_caller
+from tests.callers import as_root, other_caller
 from tests.gateways import NOON, READ, gateway, tokens_for
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
@@ -134,7 +134,7 @@ class TestTokens:
         assert decisions(daemon) == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@as_root
 class TestRelayOfAnotherUser:
     def test_a_caller_without_the_role_that_speaks_for_another_is_refused(self, daemon: Config) -> None:
         with other_caller(daemon.endpoint, 65534) as stranger, pytest.raises(RequestError) as refusal:

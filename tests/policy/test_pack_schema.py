@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -28,7 +29,6 @@ PACKS = [
 @pytest.fixture(scope="module")
 def validators() -> dict[str, Any]:
     """A validator for each YAML file of a pack, by the name of the file."""
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with the extra [test]")
     made = {}
     for name in pack_files.TYPES:
         published = json.loads((PUBLISHED / f"{Path(name).stem}.schema.json").read_text(encoding="utf-8"))

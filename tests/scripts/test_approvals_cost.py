@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.callers import as_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+@as_root
 def test_the_cost_of_an_approval_is_the_difference_in_pairs() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "approvals_cost.py"), "--json", "--pairs", "20"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.callers import as_root
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+@as_root
 @pytest.mark.parametrize("rounds", [3, pytest.param(40, marks=pytest.mark.soak)])
 def test_no_approval_is_used_twice_or_lost_after_sigkill(rounds: int) -> None:
     command = [

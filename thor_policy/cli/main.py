@@ -58,7 +58,7 @@ COMMANDS = {
     ),
     "decide": ("decide", "Record a decision that you made, under the pack that governs it."),
     "stats": (
-        "journal",
+        "stats",
         "Count recorded decisions: outcomes, accuracy, confidence, latency, decisions by hour.",
     ),
     "replay": (

@@ -1,7 +1,8 @@
 """Command-line options, made from the settings in `config.Config`.
 
-Owns the decorators `configured`, `decision_filters`, `with_tests` and `as_json`, and what a number and a
-question must be. Invariant: the name and help text of a setting are written only in Config. Main thread.
+Owns the decorators `configured`, `serves_http`, `decision_filters`, `with_tests` and `as_json`, and what a
+number and a question must be. Invariant: the name and help text of a setting are written only in Config. Main
+thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import click
 
@@ -143,11 +144,58 @@ with_tests = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def listen_option(default: str, text: str) -> Callable[[F], F]:
-    """The option --listen of a command that serves HTTP, as address and port; `text` is its help."""
-    return click.option(
-        "--listen", default=default, show_default=True, metavar="ADDRESS:PORT", callback=_address, help=text
+class HttpOptions(NamedTuple):
+    """Where a command serves HTTP, and what it knows its clients by."""
+
+    listen: tuple[str, int]
+    tls_cert: Path | None
+    tls_key: Path | None
+    tokens: Path | None
+    public_url: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """The options as keyword arguments of `gateway.serving.Settings`."""
+        members = self._asdict()
+        members["address"], members["port"] = members.pop("listen")
+        return members
+
+
+def serves_http(default: str, *, served: str, tokens: str, public_url: str) -> Callable[[F], F]:
+    """Add the options of a command that serves HTTP; the command gets one `http`.
+
+    `default` is where it listens; `served` says in the help what needs --tokens elsewhere than on loopback,
+    and `tokens` and `public_url` are the help of these options.
+    """
+    file = click.Path(dir_okay=False, path_type=Path)
+    options = (
+        click.option(
+            "--listen",
+            default=default,
+            show_default=True,
+            metavar="ADDRESS:PORT",
+            callback=_address,
+            help=f"Where to listen; with port 0 on a free port. Plain HTTP, and {served} without --tokens, "
+            "listen on loopback only.",
+        ),
+        click.option("--tls-cert", type=file, help="PEM file of the certificate and its chain."),
+        click.option("--tls-key", type=file, help="PEM file of the certificate's key."),
+        click.option("--tokens", type=file, help=tokens),
+        click.option("--public-url", metavar="URL", help=public_url),
     )
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            http = HttpOptions(**{name: kwargs.pop(name) for name in HttpOptions._fields})
+            return command(*args, http=http, **kwargs)
+
+        wrapped: Any = wrapper
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        result: F = wrapped
+        return result
+
+    return decorate
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, int]:

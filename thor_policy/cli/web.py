@@ -15,31 +15,22 @@ import click
 
 from thor_policy.cli.extras import needs_extra
 from thor_policy.cli.log_lines import LogHandler
-from thor_policy.cli.options import configured, listen_option
+from thor_policy.cli.options import HttpOptions, configured, serves_http
 from thor_policy.config import Config, data_path
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command()
 @configured("state_dir", "endpoint", "key", "keys_dir", "log_format", "log_level")
-@listen_option(
+@serves_http(
     "127.0.0.1:8182",
-    "Where to listen; with port 0 on a free port. Plain HTTP, and pages without --tokens, listen on loopback "
-    "only.",
-)
-@click.option("--tls-cert", type=_FILE, help="PEM file of the certificate and its chain.")
-@click.option("--tls-key", type=_FILE, help="PEM file of the certificate's key.")
-@click.option(
-    "--tokens",
-    type=_FILE,
-    help="File of the bearer tokens, which `tokens new` makes; people log in with one. Without it nobody "
+    served="pages",
+    tokens="File of the bearer tokens, which `tokens new` makes; people log in with one. Without it nobody "
     "logs in, and this process's own roles count.",
+    public_url="The https URL by which browsers reach the pages.",
 )
-@click.option("--public-url", metavar="URL", help="The https URL by which browsers reach the pages.")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -51,16 +42,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="NAME",
     help="Name of a reviewer without a token; default: the user of this process. With a token: its name.",
 )
-def web(
-    config: Config,
-    listen: tuple[str, int],
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tokens: Path | None,
-    public_url: str | None,
-    results: Path | None,
-    reviewer: str | None,
-) -> None:
+def web(config: Config, http: HttpOptions, results: Path | None, reviewer: str | None) -> None:
     """Serve pages for people until SIGTERM or Ctrl-C: decisions, approvals, reviews, figures.
 
     The pages read the journal of --state-dir without writing; everything else goes through the daemon. With
@@ -72,16 +54,7 @@ def web(
         from thor_policy.web.visits import Places
 
     logs.set_up(config.log_format, config.log_level, stream=sys.stderr, pretty=LogHandler())
-    settings = serving.Settings(
-        address=listen[0],
-        port=listen[1],
-        endpoint=config.endpoint,
-        key=config.key_file,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tokens=tokens,
-        public_url=public_url,
-    )
+    settings = serving.Settings(endpoint=config.endpoint, key=config.key_file, **http.settings())
     places = Places(
         journal=config.journal_path,
         events_endpoint=config.events_endpoint,

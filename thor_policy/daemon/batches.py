@@ -19,7 +19,8 @@ from thor_policy.protocol.replies import error_item
 class Batch:
     """Questions that are answered together, in order, and perhaps not all (AuthZEN semantics).
 
-    `submit` admits one question or raises RequestError; `done` gets the answers.
+    `submit` admits one question or raises RequestError; `refused` gets each error, and returns the one to
+    answer with; `done` gets the answers.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class Batch:
         message: EvaluateBatchRequest,
         *,
         submit: Callable[[EvaluateRequest, Answer], None],
+        refused: Callable[[RequestError], RequestError],
         done: Callable[[Sequence[dict[str, Json]]], None],
     ) -> None:
         self._message = message
         self._submit = submit
+        self._refused = refused
         self._done = done
         self._answers: dict[int, dict[str, Json]] = {}
 
@@ -51,7 +54,7 @@ class Batch:
             self._take(number, error)
 
     def _take(self, number: int, answer: dict[str, Json] | RequestError) -> None:
-        item = error_item(answer) if isinstance(answer, RequestError) else answer
+        item = error_item(self._refused(answer)) if isinstance(answer, RequestError) else answer
         self._answers[number] = item
         semantic, last = self._message.semantic, len(self._message.items) - 1
         if semantic == "execute_all":

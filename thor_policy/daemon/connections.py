@@ -54,7 +54,7 @@ _UNREAD_S, _UNREAD_SHORT_S = 30.0, 1.0
 #: a gigabyte comes in each second.
 _ENDLESS_S = 0.3
 #: For this time after that, its caller gets no new connection, in seconds.
-_BARRED_S = 1.0
+_KEPT_OUT_S = 1.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
 _TRIM_BYTES = 32 * 2**20
 
@@ -93,6 +93,7 @@ class _Connection:
     accepted_ns: int
     message_ns: int = 0
     counted: bool = False
+    closed: bool = False
     #: Who sends by it, once that is known: a user, or a key over tcp.
     sender: str = ""
     #: Turns in a row at which memory was short, and it sent a message that did not end.
@@ -122,10 +123,12 @@ class Connections:
         self._on_closed = on_closed
         self._open: dict[_Key, _Connection] = {}
         self._places = Places()
-        #: Until when callers get no new connection, monotonic nanoseconds.
+        #: Until when callers may have no connection to ask by, in monotonic nanoseconds.
         self._barred_ns: dict[str, int] = {}
-        #: Who is to be barred, and for how many seconds, as other threads say it.
-        self._to_bar: SimpleQueue[tuple[str, float]] = SimpleQueue()
+        #: Until when callers that filled memory get no new one.
+        self._kept_out_ns: dict[str, int] = {}
+        #: Who is to be barred, and until when, as other threads say it.
+        self._to_bar: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
         self._watched: list[zmq.Socket[bytes]] = []
         #: Numbers of the sockets that barred callers are kept out of.
@@ -194,9 +197,13 @@ class Connections:
             if connection is not None and connection.sender == sender:
                 shut(descriptor, connection.inode)
 
-    def bar(self, sender: str, seconds: float) -> None:
-        """Close what this caller asks by, and accept no such connection of it for some time."""
-        self._to_bar.put((sender, seconds))
+    def bar(self, sender: str, until_ns: int) -> None:
+        """Close what this caller asks by, and accept no such connection of it until then (monotonic time)."""
+        self._to_bar.put((sender, until_ns))
+
+    def kept_out_until_ns(self, sender: str) -> int:
+        """Until when a caller gets no new connection, in monotonic nanoseconds; 0 if it does."""
+        return max(self._barred_ns.get(sender, 0), self._kept_out_ns.get(sender, 0))
 
     # ------------------------------------------------------------ the thread
 
@@ -244,7 +251,7 @@ class Connections:
         has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
         self._open[key] = _Connection(lane, inode, asks, now_ns)
-        if key[0] in self._barring and share in self._barred_ns:
+        if key[0] in self._barring and self.kept_out_until_ns(share) > now_ns:
             self._close_for("connections_refused", key)
         elif not has_place:
             self._refuse(share, key)
@@ -270,6 +277,7 @@ class Connections:
         """Close a connection that has done what `counter` counts."""
         self._counters[counter] += 1
         connection = self._open[key]
+        connection.closed = True
         connection.message_ns = connection.message_ns or 1  # so that it is not chosen again
         if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
             fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
@@ -282,15 +290,7 @@ class Connections:
         used = _resident_bytes() - self._rest_bytes
         if used > self._headroom_bytes:
             self._relieve(now_ns)
-        self._barred_ns = {
-            share: until_ns for share, until_ns in self._barred_ns.items() if until_ns > now_ns
-        }
-        while not self._to_bar.empty():
-            sender, seconds = self._to_bar.get()
-            self._barred_ns[sender] = now_ns + int(seconds * 1e9)
-            for key, connection in list(self._open.items()):
-                if key[0] in self._barring and sender in (connection.sender, connection.lane.share):
-                    self._close_for("connections_closed_barred", key)
+        self._close_barred(now_ns)
         if now_ns - self._round_ns < _ROUND_S * 1e9:
             return
         self._round_ns = now_ns
@@ -302,6 +302,23 @@ class Connections:
             if hasattr(self._libc, "malloc_trim"):
                 self._libc.malloc_trim(0)
 
+    def _close_barred(self, now_ns: int) -> None:
+        """Close what barred callers ask by; whose key a connection has shows at its first message."""
+        while not self._to_bar.empty():
+            sender, until_ns = self._to_bar.get()
+            self._barred_ns[sender] = until_ns
+        self._barred_ns, self._kept_out_ns = (
+            {sender: until_ns for sender, until_ns in kept.items() if until_ns > now_ns}
+            for kept in (self._barred_ns, self._kept_out_ns)
+        )
+        if not self._barred_ns:
+            return
+        for key, connection in list(self._open.items()):
+            if key[0] not in self._barring or connection.closed:
+                continue
+            if connection.sender in self._barred_ns or connection.lane.share in self._barred_ns:
+                self._close_for("connections_closed_barred", key)
+
     def _relieve(self, now_ns: int) -> None:
         """Close what fills memory: messages that never end, replies that nobody reads."""
         for key, connection in list(self._open.items()):
@@ -311,7 +328,7 @@ class Connections:
             lets_lie = unread_ns > _UNREAD_SHORT_S * 1e9 and _is_full(key[1])
             if lets_lie or connection.turns_sending >= _ENDLESS_S / _TURN_S:
                 self._close_for("connections_closed_for_memory", key)
-                self._barred_ns[connection.lane.share] = now_ns + int(_BARRED_S * 1e9)
+                self._kept_out_ns[connection.lane.share] = now_ns + int(_KEPT_OUT_S * 1e9)
 
     def _close_silent(self, now_ns: int) -> None:
         """Close the oldest of a caller's connections that have sent no request, where they are many."""

@@ -6,7 +6,6 @@ watched, and if one cannot be bound, none stays. Main thread.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -121,11 +120,11 @@ class Endpoints:
         """False once the key of a caller over tcp was revoked."""
         return self._tcp is None or holder is None or self._tcp.admits(holder)
 
-    def bar(self, sender: str, seconds: float) -> None:
-        """Keep a caller that sends without end away from the endpoints of requests, for some time."""
-        self._connections.bar(sender, seconds)
+    def bar(self, sender: str, until_ns: int) -> None:
+        """Keep a caller away from the endpoints of requests until this time, in monotonic nanoseconds."""
+        self._connections.bar(sender, until_ns)
         if self._tcp is not None:
-            self._tcp.bar(sender, time.monotonic_ns() + int(seconds * 1e9))
+            self._tcp.bar(sender, until_ns)
 
     def publish(self, message: list[bytes]) -> None:
         """Send an event to whoever subscribed; one that reads too slowly misses it."""

@@ -43,7 +43,7 @@ class Inbox:
         self._rates = Rates(config.caller_requests_per_s, config.caller_bytes_per_s)
 
     def put(self, received: Received) -> RequestError | None:
-        """Take a message in; or why not, if it is more than its caller may send now."""
+        """Take a message in; or why not, if it is more than its caller may send now, or no request at all."""
         sender, size_bytes = received.sender, len(received.frame)
         if sender.lane not in self._inodes:
             self._note(sender.lane, received.connection)
@@ -51,10 +51,11 @@ class Inbox:
             message = f"{sender.lane.share} sends requests faster than the daemon can handle them"
             return RequestError("busy", message, retry_after_ms=_RETRY_MS)
         error = self._rates.charge(sender.lane.share, sender.received_ns, size_bytes=size_bytes)
-        if error is None:
-            self._bytes.take(sender.lane, size_bytes)
-            self._queue.put(received, sender.lane)
-        return error
+        if error is not None or received.fault is not None:
+            return error or received.fault
+        self._bytes.take(sender.lane, size_bytes)
+        self._queue.put(received, sender.lane)
+        return None
 
     def charge_items(self, lane: Lane, count: int, now_ns: int) -> None:
         """Charge the further evaluations of a batch. Raises RequestError `busy`."""

@@ -39,17 +39,24 @@ class Relays:
             behalf = behalf_in(received.frame.bytes, self._max_bytes)
             if behalf is None:
                 return received
-            relay = sender.caller.who or ""
-            callers = self._callers.setdefault(relay, set())
-            if behalf.name not in callers and len(callers) >= MAX_CALLERS:
-                message = f"as.name: {relay} has sent requests of {MAX_CALLERS} others; restart the daemon"
-                raise RequestError("busy", message)
             roles = relayed(sender.identity.roles, behalf.roles)
         except RequestError as error:
             return replace(received, fault=error)
-        callers.add(behalf.name)
-        self._counters["requests_relayed"] += 1
         caller = structs.replace(sender.caller, on_behalf_of=behalf.name)
         identity = replace(sender.identity, caller=caller, roles=roles)
         lane = Lane(caller.who or "", sender.route)
-        return replace(received, sender=replace(sender, identity=identity, lane=lane))
+        return replace(
+            received,
+            sender=replace(sender, identity=identity, lane=lane),
+            fault=self._note(sender.caller.who or "", behalf.name),
+        )
+
+    def _note(self, relay: str, name: str) -> RequestError | None:
+        """Note that a relay speaks for another; or why it may not, which is held against that other."""
+        callers = self._callers.setdefault(relay, set())
+        if name not in callers and len(callers) >= MAX_CALLERS:
+            message = f"as.name: {relay} has sent requests of {MAX_CALLERS} others; restart the daemon"
+            return RequestError("busy", message)
+        callers.add(name)
+        self._counters["requests_relayed"] += 1
+        return None

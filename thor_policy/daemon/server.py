@@ -380,7 +380,7 @@ class Server:
         for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
             if self._contention is not None:
                 self._contention.note(received.sender.lane.share, received.sender.received_ns)
-            error = received.fault or self._inbox.put(received)
+            error = self._barred(received.sender) or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)
                 refusing_ns += time.monotonic_ns() - received.sender.received_ns
@@ -441,7 +441,8 @@ class Server:
         elif isinstance(message, EvaluateBatchRequest):
             self._inbox.charge_items(arrival.lane, len(message.items) - 1, arrival.received_ns)
             submit = partial(self._submit, arrival=arrival, together=self._together(message))
-            Batch(message, submit=submit, done=partial(self._reply_many, sender)).start()
+            refused = partial(self._spaced, sender, parts=len(message.items))
+            Batch(message, submit=submit, refused=refused, done=partial(self._reply_many, sender)).start()
         elif isinstance(message, RecordRequest):
             signers = self._signers(message.record, arrival.caller)  # may refuse: nothing is admitted yet
             ticket, record_id = self._admission.record(message, answer, arrival)
@@ -566,18 +567,31 @@ class Server:
 
     def _refuse(self, sender: Sender, error: RequestError) -> None:
         self._count_refusal(sender, error.code, error.message)
-        if error.code == "busy":
-            error = self._spaced(sender, error)
-        self._send(sender, encode_error(sender.request_id, error))
+        self._send(sender, encode_error(sender.request_id, self._spaced(sender, error)))
 
-    def _spaced(self, sender: Sender, error: RequestError) -> RequestError:
-        """The refusal of a caller that is to wait, with its turn; one that does not wait is barred."""
+    def _barred(self, sender: Sender) -> RequestError | None:
+        """Why nothing of this caller is taken now: it is barred. Its connection may be that of a relay."""
+        left_ms = self._refusals.barred_ms(sender.lane.share, sender.received_ns)
+        if not left_ms:
+            return None
+        message = f"{sender.lane.share} did not wait after `busy`, and is barred; wait for retry_after_ms"
+        return RequestError("busy", message, retry_after_ms=left_ms)
+
+    def _spaced(self, sender: Sender, error: RequestError, parts: int = 1) -> RequestError:
+        """The refusal of a caller, if it is to wait with its turn; one that does not wait is barred.
+
+        `parts` is how many requests the message has.
+        """
+        if error.code != "busy":
+            return error
         now_ns, share = time.monotonic_ns(), sender.lane.share
-        wait_ms = self._refusals.wait_ms(share, now_ns, error.retry_after_ms or 0, sender.size_bytes)
+        size_bytes, least_ms = sender.size_bytes / parts, error.retry_after_ms or 0
+        wait_ms = self._refusals.wait_ms(share, now_ns, least_ms, size_bytes, parts)
         if (seconds := self._refusals.bar_s(share, now_ns)) is not None:
             self.counters["callers_barred"] += 1
             log.warning("%s does not wait after `busy`, and is barred for %g s", share, seconds)
-            self._endpoints.bar(share, seconds)
+            if sender.caller.on_behalf_of is None:  # a relay is not barred for those that it speaks for
+                self._endpoints.bar(share, now_ns + int(seconds * 1e9))
         return RequestError("busy", error.message, retry_after_ms=wait_ms)
 
     def _refuse_fault(self, sender: Sender) -> None:

@@ -18,13 +18,18 @@ from thor_policy.core.fair_queue import Lane
 _ACCOUNTS = 4_096
 #: Refused requests of a caller that may come back in a second, those longer than a kibibyte counted by size.
 _RETRIES_PER_S = 500
+#: Refused requests of a caller that may wait for their turn: so many, a tenth for one that was barred; and
+#: besides, whatever their length, so many.
+_MOST_WAITING, _LARGEST_WAITING = 500, 4
 #: What a caller sent before it could read a refusal is not held against it, for this time in seconds; and
 #: again after the longer time without a refusal.
 _UNAWARE_S, _QUIET_S = 0.5, 10.0
-#: After this time without a refusal, a caller that sent too much is a new one, in seconds.
+#: After this time without a refusal and without a bar, a caller that was barred is a new one, in seconds.
 _FORGIVEN_S = 600.0
 #: For how long a caller is barred at first, and at most; twice as long each time. In seconds.
 _BARRED_S, _BARRED_MOST_S = 10.0, 320.0
+#: After so many bars each is as long as the one before.
+_DOUBLINGS = 5
 
 
 class TokenBucket:
@@ -46,11 +51,6 @@ class TokenBucket:
     def take(self, wanted: float) -> None:
         """Take tokens that `wait_ms` said are there; after more than `burst` the bucket is in debt."""
         self._tokens -= wanted
-
-    @property
-    def in_debt(self) -> bool:
-        """Whether more was taken than was there."""
-        return self._tokens < 0
 
 
 class Rates:
@@ -94,57 +94,109 @@ class Rates:
 
 @dataclass(slots=True)
 class _Refusals:
-    """The refusals of a caller: since when, when the next may come back, and how often it was barred."""
+    """The refusals of a caller: since when, when the next may come back, and how often it was barred.
+
+    In requests of up to a kibibyte, `excused` is how much of it waited at most while it could not know that
+    it must, and `largest` its longest message. `too_many` is that more waits now than may.
+    """
 
     first_ns: int
     last_ns: int
     next_ns: int
-    bucket: TokenBucket
+    excused: float = 0.0
+    largest: float = 0.0
+    too_many: bool = False
     barred: int = 0
     barred_until_ns: int = 0
+    #: After how much of the time that follows its bar the next request of a barred caller may come.
+    spread_ns: int = 0
+
+    @property
+    def may_wait(self) -> float:
+        """How much may wait for its turn."""
+        return _MOST_WAITING / (10 if self.barred else 1) + self.excused + _LARGEST_WAITING * self.largest
 
 
 class Refusals:
     """When callers that got `busy` may come back, and which of them do not wait.
 
-    The refused requests of a caller are given times to come back `_RETRIES_PER_S` a second apart, so that
-    those of a caller that waits do not come all at once. One that sends more than that is barred.
+    The refused requests of a caller are given times to come back, its turns, `_RETRIES_PER_S` a second, so
+    that those of a caller that waits do not come all at once. Each of its requests then waits for one turn;
+    those of a caller that does not wait make ever more turns, and it is barred.
     """
 
     def __init__(self) -> None:
         self._accounts: OrderedDict[str, _Refusals] = OrderedDict()
+        #: Those of callers that were barred, so that no number of other names makes the daemon forget them.
+        self._barred: OrderedDict[str, _Refusals] = OrderedDict()
 
-    def wait_ms(self, share: str, now_ns: int, least_ms: int, size_bytes: int = 0) -> int:
-        """Note that a request was refused; in how many milliseconds it may come back, at least `least_ms`."""
-        account = self._accounts.get(share)
-        if account is None or now_ns - account.last_ns > _FORGIVEN_S * 1e9:
-            bucket = TokenBucket(_RETRIES_PER_S, _RETRIES_PER_S, now_ns)
-            account = self._accounts[share] = _Refusals(now_ns, now_ns, now_ns, bucket)
-            if len(self._accounts) > _ACCOUNTS:
-                self._accounts.popitem(last=False)
-        self._accounts.move_to_end(share)
+    def wait_ms(self, share: str, now_ns: int, least_ms: int, size_bytes: float = 0, parts: int = 1) -> int:
+        """Note that a request was refused; in how many milliseconds it may come back, at least `least_ms`.
+
+        `size_bytes` is its length; it is one of the `parts` of a message.
+        """
+        account = self._account(share, now_ns)
+        waiting_ns = max(0, account.next_ns - now_ns)
         if now_ns - account.last_ns > _QUIET_S * 1e9:
-            account.first_ns = now_ns
+            account.first_ns, account.excused, account.largest = now_ns, _weight_of(waiting_ns), 0.0
         account.last_ns = now_ns
         weight = max(1.0, size_bytes / 1_024)
-        turn_ns = max(account.next_ns, now_ns)
-        account.next_ns = turn_ns + int(weight / _RETRIES_PER_S * 1e9)
-        aware = account.barred > 0 or now_ns - account.first_ns > _UNAWARE_S * 1e9
-        if aware and now_ns >= account.barred_until_ns:
-            account.bucket.wait_ms(weight, now_ns)
-            account.bucket.take(weight)
-        return max(least_ms, math.ceil((turn_ns - now_ns) / 1e6))
+        turn_ns = int(weight / _RETRIES_PER_S * 1e9)
+        if now_ns < account.barred_until_ns:
+            account.too_many = False
+            account.spread_ns = (account.spread_ns + turn_ns) % int(_QUIET_S * 1e9)
+            return max(least_ms, _ms(account.barred_until_ns + account.spread_ns - now_ns))
+        account.largest = max(account.largest, weight * parts)
+        account.next_ns = now_ns + waiting_ns + turn_ns
+        if not account.barred and now_ns - account.first_ns <= _UNAWARE_S * 1e9:
+            account.excused = max(account.excused, _weight_of(waiting_ns + turn_ns))
+        account.too_many = _weight_of(waiting_ns) > account.may_wait
+        return max(least_ms, _ms(waiting_ns))
 
     def bar_s(self, share: str, now_ns: int) -> float | None:
         """For how long this caller is to be barred from now on, in seconds; None if it is not to be."""
-        account = self._accounts.get(share)
-        if account is None or account.barred_until_ns > now_ns or not account.bucket.in_debt:
+        account = self._accounts.get(share) or self._barred.get(share)
+        if account is None or not account.too_many:
             return None
-        seconds: float = min(_BARRED_S * 2**account.barred, _BARRED_MOST_S)
+        seconds: float = min(_BARRED_S * 2 ** min(account.barred, _DOUBLINGS), _BARRED_MOST_S)
         account.barred += 1
         account.barred_until_ns = account.next_ns = now_ns + int(seconds * 1e9)
-        account.bucket = TokenBucket(_RETRIES_PER_S, _RETRIES_PER_S / 10, account.barred_until_ns)
+        account.too_many, account.excused, account.largest, account.spread_ns = False, 0.0, 0.0, 0
+        self._accounts.pop(share, None)
+        self._barred[share] = account
+        self._barred.move_to_end(share)
+        if len(self._barred) > _ACCOUNTS:
+            del self._barred[min(self._barred, key=lambda name: self._barred[name].barred_until_ns)]
         return seconds
+
+    def barred_ms(self, share: str, now_ns: int) -> int:
+        """For how many milliseconds this caller is barred yet; 0 if it is not."""
+        account = self._barred.get(share)
+        return 0 if account is None else max(0, _ms(account.barred_until_ns - now_ns))
+
+    def _account(self, share: str, now_ns: int) -> _Refusals:
+        account = self._barred.get(share)
+        if account is not None:
+            quiet_ns = now_ns - max(account.last_ns, account.barred_until_ns)
+            if quiet_ns <= _FORGIVEN_S * 1e9:
+                return account
+            del self._barred[share]
+        account = self._accounts.get(share)
+        if account is None:
+            account = self._accounts[share] = _Refusals(now_ns, now_ns, now_ns)
+            if len(self._accounts) > _ACCOUNTS:
+                self._accounts.popitem(last=False)
+        self._accounts.move_to_end(share)
+        return account
+
+
+def _weight_of(waiting_ns: int) -> float:
+    """How many requests have their turn in this time."""
+    return waiting_ns / 1e9 * _RETRIES_PER_S
+
+
+def _ms(duration_ns: int) -> int:
+    return math.ceil(duration_ns / 1e6)
 
 
 class Places:

@@ -99,7 +99,7 @@ class TcpListener:
 
     def bar(self, sender: str, until_ns: int) -> None:
         """Refuse the handshakes of this caller until this monotonic time in nanoseconds."""
-        self._zap.barred_ns[sender] = until_ns
+        self._zap.bar(sender, until_ns)
 
     def admits(self, holder: KeyHolder) -> bool:
         """False once the key was revoked."""
@@ -116,8 +116,14 @@ class _KeyAuthenticator(Authenticator):
         self._ring = ring
         self._counters = counters
         #: Until when callers are kept out, in monotonic nanoseconds.
-        self.barred_ns: dict[str, int] = {}
+        self._barred_ns: dict[str, int] = {}
         self.configure_curve_callback(_DOMAIN, self)
+
+    def bar(self, sender: str, until_ns: int) -> None:
+        """Keep this caller out until then; those whose time is over are forgotten."""
+        now_ns = time.monotonic_ns()
+        self._barred_ns = {name: until for name, until in self._barred_ns.items() if until > now_ns}
+        self._barred_ns[sender] = until_ns
 
     def callback(self, _domain: str, public: bytes) -> bool:
         """Whether the holder of this public key may connect."""
@@ -128,10 +134,7 @@ class _KeyAuthenticator(Authenticator):
 
     def _is_barred(self, holder: KeyHolder) -> bool:
         sender = Caller(transport="tcp", key=holder.name).who or ""
-        if self.barred_ns.get(sender, 0) > time.monotonic_ns():
-            return True
-        self.barred_ns.pop(sender, None)
-        return False
+        return self._barred_ns.get(sender, 0) > time.monotonic_ns()
 
 
 def _finish(handling: Coroutine[Any, Any, None]) -> None:

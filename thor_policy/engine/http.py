@@ -122,7 +122,7 @@ class Link:
             raise self._status_error(status, path, reply)
         try:
             return msgspec.json.decode(reply, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EngineError(
                 f"{self.url}{path} gave an answer that is not of llama-server or vLLM: {error}; check "
                 "engine_url"

@@ -336,7 +336,7 @@ class LlamaEngine:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             log.warning("the prefix state %s cannot be read and is rebuilt: %s", path, error)
             return False
         if sha256 != record.sha256:

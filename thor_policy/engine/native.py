@@ -7,6 +7,7 @@ callbacks given to the library live as long as the process, and every object wit
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 from collections import deque
@@ -22,6 +23,7 @@ if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
 
 import llama_cpp
 import numpy as np
+from llama_cpp import _utils
 from llama_cpp import llama_cpp as lib
 
 from thor_policy.core.decisions import ModelInfo
@@ -42,6 +44,10 @@ __all__ = [
     "recent_warnings",
     "set_adapter",
 ]
+
+# Its module opens /dev/null twice when it is imported, and closes neither: a warning at the end of a process.
+for opened in (_utils.outnull_file, _utils.errnull_file):
+    atexit.register(opened.close)
 
 #: The library's numbers for the values of Config.flash_attention and Config.kv_type.
 FLASH_ATTENTION = {

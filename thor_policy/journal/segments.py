@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from thor_policy.core.errors import JournalError
 from thor_policy.core.requests import Json
@@ -34,6 +34,8 @@ SEGMENT_EVENTS = 50_000
 #: Most bytes of one line.
 MAX_LINE_BYTES = 64 * 2**20
 
+#: What SQLite and the chain can hold.
+_Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 #: A private part: salt and value.
 Part = tuple[bytes, bytes]
 
@@ -51,10 +53,10 @@ class Segment(Struct, frozen=True, kw_only=True):
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event in a segment."""
 
-    seq: int
+    seq: _Number
     at: str
     boot_id: str
-    mono_ns: int
+    mono_ns: _Number
     kind: str
     subject_id: str
     body: str
@@ -100,7 +102,7 @@ def is_complete(segment: Segment) -> bool:
 
 @contextmanager
 def decompressed(path: Path) -> Iterator[Iterator[bytes]]:
-    """The uncompressed bytes of a segment, in blocks."""
+    """The uncompressed bytes of a segment, in blocks. Raises OSError or ValueError while it is read."""
     with _opened(path) as file:
         yield iter(lambda: file.read(2**22), b"")
 
@@ -115,23 +117,26 @@ def reading(path: Path) -> Iterator[Iterator[tuple[chain.Row, Part | None]]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[gzip.GzipFile]:
     descriptor = files.open_own(path, os.O_RDONLY, owners=files.owners_beside(path))
-    with os.fdopen(descriptor, "rb") as raw, gzip.GzipFile(fileobj=raw, mode="rb") as file:
-        yield file
-
-
-def _bounded_lines(file: Any) -> Iterator[bytes]:
     try:
-        while line := file.readline(MAX_LINE_BYTES):
-            if not line.endswith(b"\n"):
-                raise ValueError(f"a line is incomplete, or longer than {MAX_LINE_BYTES} bytes")
-            yield line
+        with os.fdopen(descriptor, "rb") as raw, gzip.GzipFile(fileobj=raw, mode="rb") as file:
+            yield file
     except (EOFError, zlib.error) as error:
         raise ValueError(f"the file is damaged: {error}") from error
 
 
+def _bounded_lines(file: Any) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES):
+        if not line.endswith(b"\n"):
+            raise ValueError(f"a line is incomplete, or longer than {MAX_LINE_BYTES} bytes")
+        yield line
+
+
 def decode_line(raw: bytes) -> tuple[chain.Row, Part | None]:
     """The event of a line, with its private part. Raises ValueError."""
-    line = _lines.decode(raw)
+    try:
+        line = _lines.decode(raw)
+    except RecursionError as error:
+        raise ValueError("a line is nested too deep") from error
     part = None
     if line.private is not None:
         part = bytes.fromhex(line.salt or ""), line.private.encode()

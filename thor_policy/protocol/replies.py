@@ -153,7 +153,13 @@ _LIVE = (*OPEN_STATES, "approved")
 
 def error_item(error: RequestError) -> dict[str, Json]:
     """The reply to a failed item of a batch; its decision is never an allow."""
-    body = {"status": HTTP_STATUS[error.code], "code": error.code, "message": error.message}
+    body: dict[str, Json] = {
+        "status": HTTP_STATUS[error.code],
+        "code": error.code,
+        "message": error.message,
+    }
+    if error.retry_after_ms is not None:
+        body["retry_after_ms"] = error.retry_after_ms
     return {"decision": False, "context": {"error": body}}
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 _SECTION = b".nv_fatbin\0"
 #: The first word of each container of GPU code in the section.
-_MAGIC = 0xBA55ED50
+_MAGIC = struct.pack("<I", 0xBA55ED50)
 #: Magic, version, size of this header, size of what follows.
 _CONTAINER = struct.Struct("<IHHQ")
 #: Kind, version, size of this header, size of the code, compressed size, options, minor, major, architecture.
@@ -60,11 +60,12 @@ def _section(data: mmap.mmap) -> tuple[int, int] | None:
 
 def _scan(data: mmap.mmap, at: int, end: int) -> Architectures:
     codes: dict[int, set[int]] = {_PTX: set(), _CUBIN: set()}
-    while at + _CONTAINER.size <= end:
-        magic, _version, header, size = _CONTAINER.unpack_from(data, at)
-        if magic != _MAGIC:
-            at += _STEP
+    begin = at
+    while (at := data.find(_MAGIC, at, end)) >= 0 and at + _CONTAINER.size <= end:
+        if (at - begin) % _STEP:
+            at += 1
             continue
+        _magic, _version, header, size = _CONTAINER.unpack_from(data, at)
         entry, stop = at + header, min(at + header + size, end)
         while entry + _ENTRY.size <= stop:
             kind, _version, header, length, *_, architecture = _ENTRY.unpack_from(data, entry)
@@ -72,4 +73,5 @@ def _scan(data: mmap.mmap, at: int, end: int) -> Architectures:
                 codes[kind].add(architecture)
             entry += max(header + length, _STEP)
         at = max(stop, at + _STEP)
+        at += (begin - at) % _STEP
     return Architectures(frozenset(codes[_CUBIN]), frozenset(codes[_PTX]))
