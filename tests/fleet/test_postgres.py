@@ -35,7 +35,7 @@ from thor_policy.fleet.postgres import PostgresSink, parameters
 from thor_policy.fleet.shipper import Forked, SinkError
 from thor_policy.fleet.store import Store
 from thor_policy.fleet.verification import verify
-from thor_policy.journal import projections
+from thor_policy.journal import chain, projections
 from thor_policy.journal.checkpoints import read_directory
 from thor_policy.journal.events import decision_event
 from thor_policy.journal.maintenance.archive import archive_before
@@ -168,6 +168,30 @@ def test_the_store_refuses_an_event_that_does_not_match_its_hash(
     with pytest.raises(Forked, match="finds a wrong hash"):
         sink.write(replace(batch, events=[batch.events[0], (forged, part), batch.events[2]]))
     assert kinds_of_alarms(store) == ["broken"]
+    assert store.ask("SELECT count(*) FROM events") == [{"count": 0}]
+    sink.close()
+    source.close()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("column", chain.Row._fields)
+def test_the_store_takes_no_event_without_one_of_its_columns(
+    path: Path, store: Store, store_url: str, column: str, number: int
+) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
+    batch = source.batch(0, bytes(32))
+    assert batch is not None
+    row, part = batch.events[number]
+    forged = list(batch.events)
+    forged[number] = (row._replace(**{column: None}), part)
+    sink = PostgresSink(store_url)
+    if (column, number) == ("seq", 0):
+        assert sink.write(replace(batch, events=forged)).seq == 0
+    else:
+        with pytest.raises(Forked, match=r"finds a wrong hash|has another event"):
+            sink.write(replace(batch, events=forged))
+        assert kinds_of_alarms(store) in (["broken"], ["fork"])
     assert store.ask("SELECT count(*) FROM events") == [{"count": 0}]
     sink.close()
     source.close()
