@@ -30,6 +30,7 @@ from tests.build import (
 from tests.stores import as_role, restamp, ship
 from thor_policy.core import records
 from thor_policy.core.errors import ConfigError
+from thor_policy.core.requests import Entity
 from thor_policy.fleet.batches import TABLES, JournalSource
 from thor_policy.fleet.postgres import PostgresSink, parameters
 from thor_policy.fleet.shipper import Forked, SinkError
@@ -373,24 +374,36 @@ def test_a_text_that_postgresql_cannot_hold_stops_nothing(path: Path, store: Sto
     assert verified.ok
 
 
-def test_rows_that_do_not_fit_are_noted_and_the_chain_arrives(
+def test_rows_that_do_not_fit_are_noted_and_all_others_arrive(
     path: Path, store: Store, store_url: str
 ) -> None:
+    long = "".join(map(chr, range(0x4E00, 0x4E00 + 4_000)))  # longer than an entry of an index
     decision = by_rule()
-    record(path, decision)
-    ship(path, store_url)
-    with writing(path) as connection:  # the device makes two events of one decision
-        connection.execute("DROP INDEX IF EXISTS decisions_id")
-    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
-    source.close()
-    other = path.parent / "other"
-    other.mkdir()
-    record(other / path.name, decision, by_rule())
-    with writing(other / path.name) as connection:
-        connection.execute("UPDATE events SET subject_id = (SELECT subject_id FROM events WHERE seq = 1)")
+    judged = records.Outcome(decision_id=decision.id, status="SUCCESS")
+    odd = by_rule(evaluation=replace(about(), subject=Entity(type="user", id=long)))
+    record(path, decision, odd, sent(judged), by_rule())
+    assert ship(path, store_url) == 4
+    (noted,) = store.ask("SELECT first_seq, last_seq, reason FROM without_rows")
+    assert (noted["first_seq"], noted["last_seq"]) == (2, 2)
+    assert "index row" in noted["reason"]
+    assert store.ask("SELECT seq, outcome_status FROM decisions ORDER BY seq") == [
+        {"seq": 1, "outcome_status": "SUCCESS"},
+        {"seq": 4, "outcome_status": None},
+    ]
+    assert store.ask("SELECT seq FROM outcomes") == [{"seq": 3}]
+    assert store.ask("SELECT count(*) FROM events") == [{"count": 4}]
+
+
+def test_the_second_event_of_a_decision_has_no_row(path: Path, store: Store, store_url: str) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    with writing(path) as connection:
+        connection.execute(
+            "UPDATE events SET subject_id = (SELECT subject_id FROM events WHERE seq = 1) WHERE seq = 2"
+        )
         restamp(connection)
-    assert ship(other / path.name, store_url, "thor-2") == 2
+    assert ship(path, store_url) == 3
     assert [row["last_seq"] for row in store.ask("SELECT * FROM without_rows")] == [2]
+    assert [row["seq"] for row in store.ask("SELECT seq FROM decisions ORDER BY seq")] == [1, 3]
     assert store.ask("SELECT count(*) FROM events") == [{"count": 3}]
 
 
@@ -489,6 +502,7 @@ def test_a_writer_ships_and_has_no_right_on_any_table(
             "apply_erasures(1, 0, 9, '{}')",
             "change_decisions(1, 0, 9, '[]')",
             "raise_alarm('thor-1', '', 'fork', 1, NULL, NULL)",
+            "store_fitting_rows(1, 0, 9, '{}')",
             "make_partition(now())",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -78,8 +78,20 @@ def test_a_question_reads_only_and_within_its_time(store: Store, question: str, 
     assert store.ask("SELECT 1 AS one") == [{"one": 1}]
 
 
-def test_an_answer_has_at_most_so_many_rows(store: Store) -> None:
-    assert len(store.ask("SELECT * FROM generate_series(1, 1000)", most=7)) == 7
+def test_an_answer_with_more_rows_than_it_may_have_is_refused_or_clipped(store: Store) -> None:
+    assert len(store.ask("SELECT * FROM generate_series(1, 7)", most=7)) == 7
+    with pytest.raises(StoreError, match="the answer has more than 7 rows; ask for a shorter time"):
+        store.ask("SELECT * FROM generate_series(1, 8)", most=7)
+    assert len(store.ask("SELECT * FROM generate_series(1, 1000)", most=7, clip=True)) == 7
+    assert store.ask("SELECT 1 AS one") == [{"one": 1}]
+
+
+def test_no_more_rows_of_an_answer_are_received_than_it_may_have(store: Store) -> None:
+    endless = (
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) "
+        "SELECT n, repeat('x', 10000) AS x FROM n"
+    )
+    assert len(store.ask(endless, most=3, clip=True)) == 3
 
 
 # ---------------------------------------------------------------- exceptions

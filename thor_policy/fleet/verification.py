@@ -2,7 +2,8 @@
 
 Owns that check. Invariant: it trusts nothing that a device or the store's own functions computed: hashes,
 digests of private parts and rows of decisions are computed again here, and checkpoints are checked with the
-keys that the caller names. Memory holds one page. The main thread of a command.
+keys that the caller names. Memory holds one page, and the checkpoints of one journal. The main thread of a
+command.
 """
 
 from __future__ import annotations
@@ -102,9 +103,11 @@ def _verify(
         part="p.salt, p.value" if readable else "NULL::bytea AS salt, NULL::bytea AS value",
         join="LEFT JOIN thorpolicy.private p ON p.journal = e.journal AND p.seq = e.seq" if readable else "",
     )
-    stored = store.ask(
-        "SELECT seq, head, at, key, signature FROM checkpoints WHERE journal = %(journal)s ORDER BY seq",
-        {"journal": journal["journal"]},
+    stored = list(
+        store.pages(
+            "SELECT seq, head, at, key, signature FROM checkpoints WHERE journal = %(journal)s ORDER BY seq",
+            {"journal": journal["journal"]},
+        )
     )
     heads = {int(each["seq"]): bytes(each["head"]) for each in stored}
     head, seq, erased, unproven, problem = chain.GENESIS, 0, 0, 0, None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from thor_policy.core.errors import JournalError
 from thor_policy.core.records import Shipped
 from thor_policy.journal import chain, segments
 from thor_policy.journal.segments import Part
@@ -36,8 +37,20 @@ class Behind(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+#: Most sinks that are noted.
+MOST_SINKS = 16
+
+
 def acknowledge(connection: sqlite3.Connection, *, shipped: Shipped, at: str) -> None:
-    """Note how far a sink is, in a transaction of its own. `at` is RFC 3339."""
+    """Note how far a sink is, in a transaction of its own. `at` is RFC 3339.
+
+    Raises JournalError for an event that the journal does not have, and for a sink too many.
+    """
+    if shipped.seq > newest(connection):
+        raise JournalError(f"the sink {shipped.sink} cannot have event {shipped.seq}: it is not recorded")
+    known = [cursor.sink for cursor in cursors(connection)]
+    if shipped.sink not in known and len(known) >= MOST_SINKS:
+        raise JournalError(f"{MOST_SINKS} sinks are known; forget one first with `thorpolicy ship --forget`")
     connection.execute(
         "INSERT INTO shipping VALUES (?, ?, ?, ?) ON CONFLICT (sink) DO UPDATE SET "
         "acknowledged = excluded.acknowledged, at = excluded.at, alarm = excluded.alarm",

@@ -1,5 +1,31 @@
 -- `receive` compares a batch with stored events only where it overlaps them. Before, the plan of that comparison read
 -- every stored event of the journal, so the time of a batch grew with it. A NULL in a batch is now a wrong hash.
+-- Where a row does not fit, the tables lack that row, not those of the whole batch.
+
+-- The rows of `store_rows` one by one, without those that do not fit, which are noted in `without_rows`.
+CREATE FUNCTION store_fitting_rows(of_journal integer, low bigint, high bigint, projected jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = thorpolicy, pg_temp AS $$
+DECLARE
+    name text;
+    item jsonb;
+    number bigint;
+BEGIN
+    FOR name, item IN
+        SELECT n, r FROM unnest(ARRAY['decisions', 'reviews', 'outcomes', 'approvals', 'trace_states', 'edges',
+                                      'changes']) AS n, jsonb_array_elements(projected -> n) AS r
+    LOOP
+        BEGIN
+            number := NULL;
+            number := coalesce(item ->> 'seq', item ->> 'explained_seq', item ->> 'reviewed_seq',
+                               item ->> 'outcome_seq', item ->> 'status_seq');
+            PERFORM store_rows(of_journal, low, high, jsonb_build_object(name, jsonb_build_array(item)));
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+            INSERT INTO without_rows SELECT of_journal, number, number, left(SQLERRM, 500)
+            WHERE number > low AND number <= high ON CONFLICT DO NOTHING;
+        END;
+    END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION store_fitting_rows FROM PUBLIC;
 
 -- Hand over events in order. `status` is `ok`, or why nothing was taken: `gap` (send the events after `seq`), `fork`
 -- or `broken` (an alarm was stored). `seq` and `head` are how far the store is. Events that the store has are compared,
@@ -102,8 +128,8 @@ BEGIN
     WHERE v.seq > j.seq AND v.part IS NOT NULL;
     BEGIN
         PERFORM store_rows(j.journal, j.seq, seqs[n], projected);
-    EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
-        INSERT INTO without_rows VALUES (j.journal, j.seq + 1, seqs[n], left(SQLERRM, 500));
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+        PERFORM store_fitting_rows(j.journal, j.seq, seqs[n], projected);
     END;
     PERFORM apply_erasures(j.journal, j.seq, seqs[n], projected);
     UPDATE journals SET seq = seqs[n], head = hashes[n], newest_at = convert_from(ats[n], 'UTF8'),
