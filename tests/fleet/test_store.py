@@ -229,6 +229,19 @@ def test_similar_decisions_of_all_devices_are_listed_nearest_first(
         store.vector_of("nothing")
 
 
+def insert_decisions(store: Store, count: int) -> None:
+    """Rows of decisions of one device, with the ids 1, 2, and so on."""
+    store.connection.execute("INSERT INTO devices (device, role) VALUES ('thor-1', 'thor_1')")
+    store.connection.execute("INSERT INTO journals (device, chain) VALUES ('thor-1', sha256(''))")
+    store.connection.execute(
+        "INSERT INTO decisions (journal, seq, decision_id, timestamp, decision, reviewed, tags, "
+        "decision_type, tier, probabilities, clauses, is_exception, trace_status) SELECT journal, n, n, "
+        "now(), 'allow', false, '[]', 'x', 'rule', '{}', '[]', false, 'active' "
+        "FROM journals, generate_series(1, %s) n",
+        (count,),
+    )
+
+
 def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
     chance = random.Random(5)
     centres = [[chance.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(20)]
@@ -236,25 +249,51 @@ def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
     def near(centre: list[float]) -> list[float]:
         return [value + chance.gauss(0, 0.5) for value in centre]
 
-    vectors = [near(chance.choice(centres)) for _ in range(600)]
+    run = store.connection.execute
+    insert_decisions(store, 600)
     with store.connection.transaction(), store.connection.cursor() as cursor:
-        for seq, vector in enumerate(vectors):
-            cursor.execute("INSERT INTO summaries VALUES (1, %s, '', %s)", (seq, vector_text(vector)))
+        for seq in range(1, 601):
+            vector = vector_text(near(chance.choice(centres)))
+            cursor.execute("INSERT INTO summaries SELECT journal, %s, '', %s FROM journals", (seq, vector))
+    run("SET enable_seqscan = off")
     recalled: list[float] = []
     for _ in range(20):
-        question = vector_text(near(chance.choice(centres)))
-        by_index = nearest(store, question, on=True)
-        recalled.append(len(by_index & nearest(store, question, on=False)) / 10)
+        question = near(chance.choice(centres))
+        listed = store.similar(question, 10)
+        assert [row["similarity"] for row in listed] == sorted(
+            (r["similarity"] for r in listed), reverse=True
+        )
+        recalled.append(len({row["decision_id"] for row in listed} & exact(store, question)) / 10)
     assert sum(recalled) / len(recalled) >= 0.95
+    run("SELECT pg_stat_force_next_flush()")
+    (used,) = store.ask(
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'summaries_embedding'"
+    )
+    assert used["idx_scan"] == 20
 
 
-def nearest(store: Store, vector: str, *, on: bool) -> set[Any]:
-    """The ten nearest summaries, by the index or by comparing all."""
-    settings: dict[str, Any] = {"hnsw.ef_search": 100, "enable_seqscan": "off" if on else "on"}
-    settings |= {} if on else {"enable_indexscan": "off"}
+def exact(store: Store, vector: list[float]) -> set[Any]:
+    """The ten nearest decisions, by comparing all."""
     rows = store.ask(
-        "SELECT seq FROM summaries ORDER BY embedding <=> %(v)s::vector LIMIT 10",
-        {"v": vector},
-        settings=settings,
+        "SELECT seq::text FROM summaries ORDER BY embedding <=> %(v)s::vector LIMIT 10",
+        {"v": vector_text(vector)},
+        settings={"enable_indexscan": 0},
     )
     return {row["seq"] for row in rows}
+
+
+def test_as_many_similar_decisions_are_listed_as_the_index_may_keep(store: Store) -> None:
+    assert store.similar([1.0] + [0.0] * (DIMENSIONS - 1), 1_000) == []
+
+
+def test_an_approval_of_the_decision_and_of_its_task_is_listed_once(store: Store) -> None:
+    insert_decisions(store, 1)
+    store.connection.execute("UPDATE decisions SET is_exception = true, approval_task = 't1'")
+    store.connection.execute(
+        "INSERT INTO approvals (journal, seq, timestamp, id, decision_id, task, approver, verdict, step) "
+        "SELECT journal, n, now(), 'a' || n, d, t, 'kim-' || n, v, 1 FROM journals, (VALUES (2, '1', 't1', "
+        "'approved'), (3, '0', 't1', 'approved'), (4, '1', NULL, 'approved'), (5, '1', 't1', 'rejected'), "
+        "(6, '0', 't0', 'approved')) AS given(n, d, t, v)"
+    )
+    listed = [row["approver"] for row in store.compliance(since="2000-01-01T00:00:00Z")]
+    assert sorted(listed) == ["kim-2", "kim-3", "kim-4"]

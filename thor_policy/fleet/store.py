@@ -8,7 +8,7 @@ and of time. The main thread of a command.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib import resources
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from thor_policy.fleet.postgres import connect, failing
 
 #: Most rows of an answer, and longest time of a question, in milliseconds.
 MOST_ROWS, QUESTION_MS = 100_000, 30_000
+#: Candidates that the index of vectors keeps while it searches, and most that pgvector may keep.
+WIDTH, MOST_WIDTH = 300, 1_000
 #: Most alarms of a list.
 MOST_ALARMS = 10_000
 #: Rows that are received together. Before version 17, libpq can receive them one by one only.
@@ -131,20 +133,23 @@ class Store:
             settings=_NO_JIT,
         )
 
-    def similar(self, vector: Sequence[float], limit: int = 10, *, width: int = 100) -> list[Row]:
-        """The decisions of the fleet whose summaries are nearest to a vector, nearest first.
+    def similar(self, vector: Sequence[float], limit: int = 10, *, width: int = WIDTH) -> list[Row]:
+        """The decisions of the fleet whose summaries are nearest to a vector, nearest first; at most 1,000.
 
-        `width` is how many candidates the index keeps (`hnsw.ef_search`).
+        `width` is how many candidates the index keeps (`hnsw.ef_search`). It compares vectors of half
+        precision, so four times as many as wanted are sorted by their exact distance.
         """
-        settings = _NO_JIT | {"hnsw.ef_search": max(width, limit)}
+        candidates = min(4 * limit, MOST_WIDTH)
         return self.ask(
             "SELECT 1 - n.distance AS similarity, j.device, d.decision_id, d.timestamp, d.actor, d.action, "
             "d.entity, d.decision, d.outcome_status, d.trace_status FROM ("
-            "SELECT journal, seq, embedding <=> %(vector)s::vector AS distance FROM summaries "
-            "WHERE embedding IS NOT NULL ORDER BY embedding <=> %(vector)s::vector LIMIT %(limit)s) n "
+            "SELECT journal, seq, embedding <=> %(vector)s::vector AS distance FROM ("
+            "SELECT journal, seq, embedding FROM summaries WHERE embedding IS NOT NULL "
+            "ORDER BY embedding::halfvec(384) <=> %(vector)s::halfvec(384) "  # as the index has it
+            "LIMIT %(candidates)s) c ORDER BY distance LIMIT %(limit)s) n "
             "JOIN decisions d USING (journal, seq) JOIN journals j USING (journal) ORDER BY n.distance",
-            {"vector": vector_text(vector), "limit": limit},
-            settings=settings,
+            {"vector": vector_text(vector), "limit": limit, "candidates": candidates},
+            settings=_NO_JIT | {"hnsw.ef_search": min(max(width, candidates), MOST_WIDTH)},
         )
 
     def vector_of(self, decision_id: str) -> list[float]:
@@ -204,14 +209,19 @@ class Store:
             raise StoreError(f"the store refused the question: {str(error).strip()}") from error
         return rows
 
-    def pages(self, question: str, values: dict[str, Any], *, rows: int = 2_000) -> Iterator[dict[str, Any]]:
-        """The rows of a long question, read page by page in one snapshot."""
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All questions inside see the store as it was at the first of them."""
         with failing(), self.connection.transaction():
             self.connection.execute("SET TRANSACTION READ ONLY, ISOLATION LEVEL REPEATABLE READ")
-            with psycopg.ServerCursor(self.connection, "pages") as cursor:
-                cursor.itersize = rows
-                cursor.execute(question.encode(), values)
-                yield from cursor
+            yield
+
+    def pages(self, question: str, values: dict[str, Any], *, rows: int = 2_000) -> Iterator[dict[str, Any]]:
+        """The rows of a long question, read page by page in one snapshot."""
+        with self.snapshot(), psycopg.ServerCursor(self.connection, "pages") as cursor:
+            cursor.itersize = rows
+            cursor.execute(question.encode(), values)
+            yield from cursor
 
 
 def migrations() -> list[tuple[str, str]]:
