@@ -281,6 +281,9 @@ def test_a_device_whose_journal_was_stamped_anew_raises_an_alarm(
         assert hashes(store, device) == before
 
     alter()
+    assert store.ask("SELECT count(DISTINCT device) >= %(n)s AS all FROM alarms", {"n": examples}) == [
+        {"all": True}
+    ]
 
 
 def test_a_journal_that_begins_with_a_gap_after_damage_is_no_alarm(
