@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import (
+    CALLER,
+    NOON,
+    PACK,
     about,
     by_model,
     by_rule,
@@ -29,6 +32,7 @@ from tests.build import (
 )
 from tests.stores import as_role, restamp, ship
 from thor_policy.core import records
+from thor_policy.core.decisions import Decision, Floor, Governing, Traits
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Entity
 from thor_policy.fleet.batches import TABLES, JournalSource
@@ -38,7 +42,7 @@ from thor_policy.fleet.store import Store
 from thor_policy.fleet.verification import verify
 from thor_policy.journal import chain, projections
 from thor_policy.journal.checkpoints import read_directory
-from thor_policy.journal.events import decision_event
+from thor_policy.journal.events import decision_event, record_event
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.storage import EVENT_COLUMNS
@@ -301,6 +305,64 @@ def test_a_journal_that_begins_with_a_gap_after_damage_is_no_alarm(
     assert [row["events"] for row in store.devices()] == [1, 2]
 
 
+# ---------------------------------------------------------------- quarantine
+
+
+def quarantined(store: Store) -> dict[str, Any]:
+    """What each decision lacks, as the store and the view of what counts say."""
+    lacks = {
+        row["decision_id"]: row["lacks"] for row in store.ask("SELECT decision_id, lacks FROM decisions")
+    }
+    counted = {row["decision_id"] for row in store.ask("SELECT decision_id FROM counted")}
+    assert counted == {name for name, value in lacks.items() if value is None}
+    return lacks
+
+
+def requiring(name: str, *required: str) -> Decision:
+    floor = Floor(
+        outcome="deny", final=True, traits=Traits(type="exception", is_exception=True, required=required)
+    )
+    return by_rule(id=name, floor=floor)
+
+
+def test_a_trace_that_a_later_record_completes_leaves_the_quarantine_of_the_store(
+    path: Path, store: Store, store_url: str
+) -> None:
+    has, lacks, outcome = (
+        requiring("has", "actor"),
+        requiring("lacks", "approved_by"),
+        requiring("out", "outcome"),
+    )
+    record(path, has, lacks, outcome)
+    ship(path, store_url)
+    assert quarantined(store) == {"has": None, "lacks": ["approved_by"], "out": ["outcome"]}
+    assert store.compliance(since="2000-01-01T00:00:00Z") == []
+    approval = records.Approval(
+        decision_id="lacks", verdict="approved", approver="kim", role="manager", step=1
+    )
+    record(path, sent(approval))
+    ship(path, store_url)
+    assert quarantined(store) == {"has": None, "lacks": None, "out": ["outcome"]}
+    assert [row["decision_id"] for row in store.compliance(since="2000-01-01T00:00:00Z")] == ["lacks"]
+    record(path, sent(records.Outcome(decision_id="out", status="SUCCESS")))
+    ship(path, store_url)
+    assert set(quarantined(store).values()) == {None}
+    assert verify(store)[0].ok
+
+
+def test_what_a_session_consulted_completes_a_trace_in_the_store(
+    path: Path, store: Store, store_url: str
+) -> None:
+    report = records.DecisionReport(outcome="approve", made_by="human", session="s9")
+    governing = Governing(pack=PACK, required=("source_data",))
+    record(path, record_event(report, record_id="r1", at=NOON, caller=CALLER, governing=governing))
+    ship(path, store_url)
+    assert quarantined(store) == {"r1": ["source_data"]}
+    record(path, sent(records.Consultation(system="prices", session="s9", value={"p": 1})))
+    ship(path, store_url)
+    assert quarantined(store) == {"r1": None}
+
+
 # ---------------------------------------------------------------- erasure
 
 
@@ -474,7 +536,7 @@ def test_verify_reveals_each_altered_column_of_each_table(recorded: None, store:
         row["column_name"]: row["data_type"]
         for row in store.ask(
             "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'thorpolicy' "
-            "AND table_name = %(table)s AND column_name NOT IN ('journal', 'seq')",
+            "AND table_name = %(table)s AND column_name NOT IN ('journal', 'seq', 'lacks')",
             {"table": table},
         )
     }

@@ -44,8 +44,8 @@ class Left(Struct, frozen=True, kw_only=True):
 class Batch(Struct, frozen=True, kw_only=True):
     """Events in order, each with its private part; and of each `erased` event among them what it left.
 
-    `rows` are those of `rows_of`, empty for a sink that keeps none. The values of JSON columns are
-    `msgspec.Raw`, where nothing in them has to be changed.
+    `rows` are those of `rows_of`, and `lacks` what traces lack now; empty for a sink that keeps none. The
+    values of JSON columns are `msgspec.Raw`, where nothing in them has to be changed.
     """
 
     device: str
@@ -124,13 +124,18 @@ class JournalSource:
                 for row, part in shipping.private_parts(connection, self._path, list(named))
                 if part is not None and chain.sealed_digest(*part).hex() == named[row.seq]
             ]
+            traces = shipping.incomplete(connection, [row for row, _ in stored]) if with_rows else {}
+            lacking = [
+                {"decision_id": _without_nul(decision_id)} | ({} if lacks is None else {"lacks": lacks})
+                for decision_id, lacks in traces.items()
+            ]
         kept = [(row, part if _is_sealed(row, part) else None) for row, part in stored]
         return Batch(
             device=self.device,
             journal=name,
             events=kept,
             left=left,
-            rows=rows_of(kept, raw=True) if with_rows else {},
+            rows=rows_of(kept, raw=True) | {"lacks": lacking} if with_rows else {},
         )
 
     def checkpoints(self, after: int, upto: int) -> list[Checkpoint]:

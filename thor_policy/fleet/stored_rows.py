@@ -21,6 +21,8 @@ from thor_policy.journal.projections import GROUP_OF, GROUPS
 
 #: Columns of `decisions` that later events change, each with the column that names the event.
 _CHANGED = {name: group for group, names in GROUPS.items() for name in names}
+#: Columns that follow from no event: what a trace lacks is what the device said last.
+_OF_THE_DEVICE = frozenset({"lacks"})
 #: The kinds of event that change each group.
 _KINDS = {group: [kind for kind, of in GROUP_OF.items() if of == group] for group in GROUPS}
 
@@ -100,7 +102,8 @@ class StoredRows:
             names = [
                 name
                 for name in row
-                if name not in ("journal", *GROUPS) and row.get(_CHANGED.get(name, "")) is None
+                if name not in ("journal", *_OF_THE_DEVICE, *GROUPS)
+                and row.get(_CHANGED.get(name, "")) is None
             ]
             if name := _first_difference(expected[seq], row, names, erased=seq in erased):
                 return f"the row of event {seq} in {table} does not say what the event says: {name}"

@@ -12,7 +12,7 @@ DECLARE
 BEGIN
     FOR name, item IN
         SELECT n, r FROM unnest(ARRAY['decisions', 'reviews', 'outcomes', 'approvals', 'trace_states', 'edges',
-                                      'changes']) AS n, jsonb_array_elements(projected -> n) AS r
+                                      'changes', 'lacks']) AS n, jsonb_array_elements(projected -> n) AS r
     LOOP
         BEGIN
             number := NULL;
