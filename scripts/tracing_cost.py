@@ -54,8 +54,8 @@ IN_FLIGHT, WARM_UP = 16, 200
 
 
 @contextmanager
-def process(program: str, *arguments: str) -> Iterator[str]:
-    """A program that runs for the length of the block; gives its first line."""
+def process(program: str, *arguments: str) -> Iterator[tuple[str, int]]:
+    """A program that runs for the length of the block; gives its first line and its process id."""
     command = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
         try:
@@ -63,7 +63,7 @@ def process(program: str, *arguments: str) -> Iterator[str]:
             line = started.stdout.readline().strip()
             if not line:
                 sys.exit("tracing-cost: a process ended before it was ready")
-            yield line
+            yield line, started.pid
         finally:
             started.terminate()
 
@@ -78,6 +78,12 @@ async def ask(endpoint: str, questions: Sequence[Evaluation], count: int) -> Non
                 await client.evaluate(questions[number % len(questions)])
 
         await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process so far, in seconds."""
+    user, system = map(int, Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[11:13])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 def rate(endpoint: str, questions: Sequence[Evaluation], count: int) -> float:
@@ -95,17 +101,20 @@ def measure(pairs: int, count: int, seed: int, folder: Path) -> dict[str, Json]:
         scenario.evaluation() for scenario in load(ROOT / "scenarios" / "agent-tools.yaml").scenarios
     ]
     rates: dict[str, list[float]] = {"off": [], "on": []}
+    pids: dict[str, int] = {}
     with ExitStack() as running:
-        collector = running.enter_context(process(RECEIVE, str(ROOT)))
+        collector, _ = running.enter_context(process(RECEIVE, str(ROOT)))
         endpoints = {name: f"ipc://{folder}/{name}.sock" for name in rates}
         for name, endpoint in endpoints.items():
-            running.enter_context(
+            _, pids[name] = running.enter_context(
                 process(SERVE, str(folder / name), endpoint, collector if name == "on" else "")
             )
+        spent = {name: processor_s(pid) for name, pid in pids.items()}
         for _ in range(pairs):
             for name in draw.sample(["off", "on"], 2):
                 rates[name].append(rate(endpoints[name], questions, count))
         with Client(endpoints["on"], timeout_ms=60_000) as client:
+            spent = {name: processor_s(pid) - spent[name] for name, pid in pids.items()}
             counters = {key: value for key, value in client.status().counters.items() if "spans" in key}
     ratios = sorted(on / off for off, on in zip(rates["off"], rates["on"], strict=True))
     return {
@@ -114,6 +123,9 @@ def measure(pairs: int, count: int, seed: int, folder: Path) -> dict[str, Json]:
             "median": round(statistics.median(ratios), 3),
             "low": round(ratios[0], 3),
             "high": round(ratios[-1], 3),
+        },
+        "processor_ms": {
+            name: round(1000 * each / (pairs * (WARM_UP + count)), 3) for name, each in spent.items()
         },
         "spans": counters,
         "load": round(os.getloadavg()[0], 1),
@@ -135,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     per_s, ratio = result["decisions_per_s"], result["ratio"]
     print(f"decisions a second without spans {per_s['off']:,.0f}, with {per_s['on']:,.0f} (medians)")
     print(f"ratio of {options.pairs} pairs: {ratio['median']} ({ratio['low']} to {ratio['high']})")
+    print(f"processor time of the daemon for a decision, in ms: {result['processor_ms']}")
     print(f"spans: {result['spans']}; load average {result['load']}")
 
 
