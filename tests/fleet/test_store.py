@@ -20,8 +20,10 @@ from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor, Traits
 from thor_policy.core.requests import Entity
+from thor_policy.fleet import store as store_module
 from thor_policy.fleet.index import index
 from thor_policy.fleet.store import DIMENSIONS, Store, StoreError, migrations, vector_text
+from thor_policy.fleet.verification import verify
 
 
 class Letters:
@@ -52,6 +54,30 @@ def test_a_store_is_made_by_numbered_migrations_and_a_repeat_changes_nothing(emp
         store.require()
 
 
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_with_what_it_holds(
+    tmp_path: Path, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "policy_decisions.db"
+    with Store(empty_url) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "migrations", lambda: migrations()[:3])
+            store.migrate()
+        record(path, by_rule(id="old-1"), by_rule(id="old-2"))
+        assert ship(path, empty_url) == 2
+        index(store, Letters())
+        with pytest.raises(StoreError, match="run `thorpolicy fleet init`"):
+            store.require()
+        assert store.migrate() == [name for name, _ in migrations()[3:]]
+        store.require()
+        record(path, by_model(id="new"))
+        assert ship(path, empty_url) == 1
+        assert [each.problem for each in verify(store)] == [None]
+        assert {row["decision_id"] for row in store.similar(store.vector_of("old-1"), 2)} == {
+            "old-1",
+            "old-2",
+        }
+
+
 def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
     store.connection.execute("INSERT INTO migrations (name) VALUES ('9999_later')")
     with pytest.raises(StoreError, match="newer version made this store"):
@@ -69,6 +95,7 @@ def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
         ("COMMIT; DELETE FROM decisions", "cannot insert multiple commands"),
         ("COMMIT", "gives no rows"),
         ("SELECT nothing", "does not exist"),
+        ("VACUUM", "cannot run inside a transaction block|read-only transaction"),
         ("SET TRANSACTION READ WRITE", "before any query|gives no rows"),
     ],
 )
@@ -76,6 +103,12 @@ def test_a_question_reads_only_and_within_its_time(store: Store, question: str, 
     with pytest.raises(StoreError, match=problem):
         store.ask(question, within_ms=50)
     assert store.ask("SELECT 1 AS one") == [{"one": 1}]
+
+
+@pytest.mark.parametrize("question", ["COPY decisions TO STDOUT", "COPY decisions FROM STDIN"])
+def test_a_copy_is_no_question(store: Store, question: str) -> None:
+    with pytest.raises(StoreError, match=r"gives no rows|read-only transaction"):
+        store.ask(question)
 
 
 def test_an_answer_with_more_rows_than_it_may_have_is_refused_or_clipped(store: Store) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from thor_policy.core.errors import ThorPolicyError
@@ -187,7 +188,7 @@ class Store:
                 # one statement, as `stream` sends it: a COMMIT in front would end the read-only transaction
                 stream = cursor.stream(question.encode(), values, size=_TOGETHER)
                 with closing(cast("Generator[Row]", stream)):
-                    for row in stream:
+                    for row in self._received(stream):
                         if len(rows) == most:
                             if clip:
                                 break
@@ -204,10 +205,19 @@ class Store:
             with failing():
                 raise
         except psycopg.Error as error:
-            if error.sqlstate is None:  # psycopg's own error
-                raise StoreError("the statement gives no rows; ask with SELECT") from error
             raise StoreError(f"the store refused the question: {str(error).strip()}") from error
         return rows
+
+    def _received(self, stream: Iterator[Row]) -> Iterator[Row]:
+        """The rows of a stream. Raises StoreError for a statement that gives none."""
+        try:
+            yield from stream
+        except psycopg.ProgrammingError as error:
+            if error.sqlstate is not None:
+                raise
+            if self.connection.info.transaction_status == TransactionStatus.ACTIVE:
+                self.connection.close()  # a COPY has begun, and nothing else can be asked
+            raise StoreError("the statement gives no rows; ask with SELECT") from error
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
