@@ -139,6 +139,29 @@ def test_a_batch_that_was_committed_without_an_answer_is_stored_once(
     source.close()
 
 
+@pytest.mark.parametrize("seq", [2, 3])
+def test_a_batch_that_overlaps_stored_events_with_another_hash_is_an_alarm(
+    path: Path, store: Store, store_url: str, seq: int
+) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    ship(path, store_url)
+    before = hashes(store, "thor-1")
+    record(path, by_rule())
+    with writing(path) as connection:
+        connection.execute("UPDATE events SET mono_ns = mono_ns + 1 WHERE seq = ?", (seq,))
+        restamp(connection)
+    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
+    rewritten = source.batch(0, bytes(32))
+    source.close()
+    assert rewritten is not None
+    sink = PostgresSink(store_url)
+    with pytest.raises(Forked, match="has another event with this number"):
+        sink.write(rewritten)
+    sink.close()
+    assert [(row["kind"], row["seq"]) for row in store.alarms()] == [("fork", seq)]
+    assert hashes(store, "thor-1") == before
+
+
 def test_events_beyond_a_gap_are_refused_and_the_store_says_where_to_go_on(
     path: Path, store_url: str
 ) -> None:
