@@ -209,7 +209,7 @@ def verify(
 ) -> None:
     """Check every chain again from its stored bytes. Exit status 1 for a problem or an alarm.
 
-    As a reader of the store the private parts are not checked.
+    As a reader of the store, private parts and the rows of tables are not checked.
     """
     from thor_policy.journal.checkpoints import trusted_keys
 

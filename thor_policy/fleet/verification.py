@@ -68,7 +68,7 @@ def verify(
 ) -> list[Verified]:
     """Check each journal of the store, or those of one device. `progress` gets the number of events so far.
 
-    Needs the right to read `private`; without it the private parts are not checked.
+    Needs the right to read `private`; without it private parts and the rows of tables are not checked.
     """
     readable = store.ask("SELECT has_table_privilege('thorpolicy.private', 'SELECT') AS readable")[0][
         "readable"
