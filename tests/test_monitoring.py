@@ -93,6 +93,15 @@ def test_every_metric_and_label_of_rules_and_panels_is_exported(
                 assert any(re.fullmatch(choice, given) for given in values), (name, label, choice)
 
 
+def test_the_dashboard_shows_how_far_each_sink_is_behind_in_events_and_seconds() -> None:
+    shown = {name for text in panel_expressions() for name, _ in selectors(text)}
+    assert {
+        "thorpolicy_shipping_behind_events",
+        "thorpolicy_shipping_behind_seconds",
+        "thorpolicy_shipping_alarm",
+    } <= shown
+
+
 def test_every_recorded_metric_is_used_and_every_used_one_is_recorded() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     used = {name for expression in expressions() for name in re.findall(r"thorpolicy:\w+:\w+", expression)}

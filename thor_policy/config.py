@@ -154,9 +154,10 @@ class Config:
         ("local=ask+record",),
         "Roles of the callers on the ipc socket, as WHO=ROLE+ROLE. WHO is local (anybody who may open the "
         "socket), user:NAME, group:NAME, uid:NUMBER or gid:NUMBER. The roles are ask, record, push, "
-        "approve, review, test, control and relay (sends requests of others, as `thorpolicy gateway` does, "
-        "each with at most its own other roles). A caller has the roles of all entries that match. Root and "
-        "the daemon's own user have every role. The roles of a key are set with `thorpolicy keys new`.",
+        "approve, review, test, ship, control and relay (sends requests of others, as `thorpolicy gateway` "
+        "does, each with at most its own other roles). A caller has the roles of all entries that match. "
+        "Root and the daemon's own user have every role. The roles of a key are set with `thorpolicy keys "
+        "new`.",
     )
     count_from: tuple[str, ...] = _setting(
         ("review", OWN),

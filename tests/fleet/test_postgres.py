@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import (
+    CALLER,
+    NOON,
+    PACK,
     about,
     by_model,
     by_rule,
@@ -29,15 +32,17 @@ from tests.build import (
 )
 from tests.stores import as_role, restamp, ship
 from thor_policy.core import records
+from thor_policy.core.decisions import Decision, Floor, Governing, Traits
 from thor_policy.core.errors import ConfigError
+from thor_policy.core.requests import Entity
 from thor_policy.fleet.batches import TABLES, JournalSource
 from thor_policy.fleet.postgres import PostgresSink, parameters
 from thor_policy.fleet.shipper import Forked, SinkError
 from thor_policy.fleet.store import Store
 from thor_policy.fleet.verification import verify
-from thor_policy.journal import projections
+from thor_policy.journal import chain, projections
 from thor_policy.journal.checkpoints import read_directory
-from thor_policy.journal.events import decision_event
+from thor_policy.journal.events import decision_event, record_event
 from thor_policy.journal.maintenance.archive import archive_before
 from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.storage import EVENT_COLUMNS
@@ -134,6 +139,29 @@ def test_a_batch_that_was_committed_without_an_answer_is_stored_once(
     source.close()
 
 
+@pytest.mark.parametrize("seq", [2, 3])
+def test_a_batch_that_overlaps_stored_events_with_another_hash_is_an_alarm(
+    path: Path, store: Store, store_url: str, seq: int
+) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    ship(path, store_url)
+    before = hashes(store, "thor-1")
+    record(path, by_rule())
+    with writing(path) as connection:
+        connection.execute("UPDATE events SET mono_ns = mono_ns + 1 WHERE seq = ?", (seq,))
+        restamp(connection)
+    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
+    rewritten = source.batch(0, bytes(32))
+    source.close()
+    assert rewritten is not None
+    sink = PostgresSink(store_url)
+    with pytest.raises(Forked, match="has another event with this number"):
+        sink.write(rewritten)
+    sink.close()
+    assert [(row["kind"], row["seq"]) for row in store.alarms()] == [("fork", seq)]
+    assert hashes(store, "thor-1") == before
+
+
 def test_events_beyond_a_gap_are_refused_and_the_store_says_where_to_go_on(
     path: Path, store_url: str
 ) -> None:
@@ -168,6 +196,30 @@ def test_the_store_refuses_an_event_that_does_not_match_its_hash(
     with pytest.raises(Forked, match="finds a wrong hash"):
         sink.write(replace(batch, events=[batch.events[0], (forged, part), batch.events[2]]))
     assert kinds_of_alarms(store) == ["broken"]
+    assert store.ask("SELECT count(*) FROM events") == [{"count": 0}]
+    sink.close()
+    source.close()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("column", chain.Row._fields)
+def test_the_store_takes_no_event_without_one_of_its_columns(
+    path: Path, store: Store, store_url: str, column: str, number: int
+) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
+    batch = source.batch(0, bytes(32))
+    assert batch is not None
+    row, part = batch.events[number]
+    forged = list(batch.events)
+    forged[number] = (row._replace(**{column: None}), part)
+    sink = PostgresSink(store_url)
+    if (column, number) == ("seq", 0):
+        assert sink.write(replace(batch, events=forged)).seq == 0
+    else:
+        with pytest.raises(Forked, match=r"finds a wrong hash|has another event"):
+            sink.write(replace(batch, events=forged))
+        assert kinds_of_alarms(store) in (["broken"], ["fork"])
     assert store.ask("SELECT count(*) FROM events") == [{"count": 0}]
     sink.close()
     source.close()
@@ -256,6 +308,9 @@ def test_a_device_whose_journal_was_stamped_anew_raises_an_alarm(
         assert hashes(store, device) == before
 
     alter()
+    assert store.ask("SELECT count(DISTINCT device) >= %(n)s AS all FROM alarms", {"n": examples}) == [
+        {"all": True}
+    ]
 
 
 def test_a_journal_that_begins_with_a_gap_after_damage_is_no_alarm(
@@ -271,6 +326,64 @@ def test_a_journal_that_begins_with_a_gap_after_damage_is_no_alarm(
     assert ship(path, store_url) == 2
     assert kinds_of_alarms(store) == []
     assert [row["events"] for row in store.devices()] == [1, 2]
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+def quarantined(store: Store) -> dict[str, Any]:
+    """What each decision lacks, as the store and the view of what counts say."""
+    lacks = {
+        row["decision_id"]: row["lacks"] for row in store.ask("SELECT decision_id, lacks FROM decisions")
+    }
+    counted = {row["decision_id"] for row in store.ask("SELECT decision_id FROM counted")}
+    assert counted == {name for name, value in lacks.items() if value is None}
+    return lacks
+
+
+def requiring(name: str, *required: str) -> Decision:
+    floor = Floor(
+        outcome="deny", final=True, traits=Traits(type="exception", is_exception=True, required=required)
+    )
+    return by_rule(id=name, floor=floor)
+
+
+def test_a_trace_that_a_later_record_completes_leaves_the_quarantine_of_the_store(
+    path: Path, store: Store, store_url: str
+) -> None:
+    has, lacks, outcome = (
+        requiring("has", "actor"),
+        requiring("lacks", "approved_by"),
+        requiring("out", "outcome"),
+    )
+    record(path, has, lacks, outcome)
+    ship(path, store_url)
+    assert quarantined(store) == {"has": None, "lacks": ["approved_by"], "out": ["outcome"]}
+    assert store.compliance(since="2000-01-01T00:00:00Z") == []
+    approval = records.Approval(
+        decision_id="lacks", verdict="approved", approver="kim", role="manager", step=1
+    )
+    record(path, sent(approval))
+    ship(path, store_url)
+    assert quarantined(store) == {"has": None, "lacks": None, "out": ["outcome"]}
+    assert [row["decision_id"] for row in store.compliance(since="2000-01-01T00:00:00Z")] == ["lacks"]
+    record(path, sent(records.Outcome(decision_id="out", status="SUCCESS")))
+    ship(path, store_url)
+    assert set(quarantined(store).values()) == {None}
+    assert verify(store)[0].ok
+
+
+def test_what_a_session_consulted_completes_a_trace_in_the_store(
+    path: Path, store: Store, store_url: str
+) -> None:
+    report = records.DecisionReport(outcome="approve", made_by="human", session="s9")
+    governing = Governing(pack=PACK, required=("source_data",))
+    record(path, record_event(report, record_id="r1", at=NOON, caller=CALLER, governing=governing))
+    ship(path, store_url)
+    assert quarantined(store) == {"r1": ["source_data"]}
+    record(path, sent(records.Consultation(system="prices", session="s9", value={"p": 1})))
+    ship(path, store_url)
+    assert quarantined(store) == {"r1": None}
 
 
 # ---------------------------------------------------------------- erasure
@@ -349,24 +462,36 @@ def test_a_text_that_postgresql_cannot_hold_stops_nothing(path: Path, store: Sto
     assert verified.ok
 
 
-def test_rows_that_do_not_fit_are_noted_and_the_chain_arrives(
+def test_rows_that_do_not_fit_are_noted_and_all_others_arrive(
     path: Path, store: Store, store_url: str
 ) -> None:
+    long = "".join(map(chr, range(0x4E00, 0x4E00 + 4_000)))  # longer than an entry of an index
     decision = by_rule()
-    record(path, decision)
-    ship(path, store_url)
-    with writing(path) as connection:  # the device makes two events of one decision
-        connection.execute("DROP INDEX IF EXISTS decisions_id")
-    source = JournalSource(path, "thor-1", path.parent / "checkpoints")
-    source.close()
-    other = path.parent / "other"
-    other.mkdir()
-    record(other / path.name, decision, by_rule())
-    with writing(other / path.name) as connection:
-        connection.execute("UPDATE events SET subject_id = (SELECT subject_id FROM events WHERE seq = 1)")
+    judged = records.Outcome(decision_id=decision.id, status="SUCCESS")
+    odd = by_rule(evaluation=replace(about(), subject=Entity(type="user", id=long)))
+    record(path, decision, odd, sent(judged), by_rule())
+    assert ship(path, store_url) == 4
+    (noted,) = store.ask("SELECT first_seq, last_seq, reason FROM without_rows")
+    assert (noted["first_seq"], noted["last_seq"]) == (2, 2)
+    assert "index row" in noted["reason"]
+    assert store.ask("SELECT seq, outcome_status FROM decisions ORDER BY seq") == [
+        {"seq": 1, "outcome_status": "SUCCESS"},
+        {"seq": 4, "outcome_status": None},
+    ]
+    assert store.ask("SELECT seq FROM outcomes") == [{"seq": 3}]
+    assert store.ask("SELECT count(*) FROM events") == [{"count": 4}]
+
+
+def test_the_second_event_of_a_decision_has_no_row(path: Path, store: Store, store_url: str) -> None:
+    record(path, *(by_rule() for _ in range(3)))
+    with writing(path) as connection:
+        connection.execute(
+            "UPDATE events SET subject_id = (SELECT subject_id FROM events WHERE seq = 1) WHERE seq = 2"
+        )
         restamp(connection)
-    assert ship(other / path.name, store_url, "thor-2") == 2
+    assert ship(path, store_url) == 3
     assert [row["last_seq"] for row in store.ask("SELECT * FROM without_rows")] == [2]
+    assert [row["seq"] for row in store.ask("SELECT seq FROM decisions ORDER BY seq")] == [1, 3]
     assert store.ask("SELECT count(*) FROM events") == [{"count": 3}]
 
 
@@ -404,11 +529,9 @@ def test_checkpoints_are_kept_beside_the_chain_and_checked_with_a_key(
         ("DELETE FROM events WHERE seq = 2", "event 2 is missing"),
         ("DELETE FROM events WHERE seq = 3", "the events end at 2"),
         ("UPDATE private SET value = value || ' ' WHERE seq = 2", "the private part of event 2"),
-        ("UPDATE decisions SET decision = 'allow' WHERE seq = 2", "the row of event 2"),
-        ("UPDATE decisions SET actor = 'user:mallory' WHERE seq = 2", "the row of event 2"),
     ],
 )
-def test_verify_reveals_what_was_changed_in_the_store(
+def test_verify_reveals_what_was_changed_in_the_chain_of_the_store(
     path: Path, store: Store, store_url: str, change: str, problem: str
 ) -> None:
     record(path, by_rule(), by_rule(), by_rule())
@@ -417,6 +540,100 @@ def test_verify_reveals_what_was_changed_in_the_store(
     (verified,) = verify(store)
     assert not verified.ok
     assert (verified.problem or "").startswith(problem)
+
+
+@pytest.fixture
+def recorded(path: Path, store: Store, store_url: str) -> None:
+    """A store with rows in each of its tables, and with later changes of decisions."""
+    doubted = by_rule()
+    state = records.TraceState(decision_id=doubted.id, status="under_review", because="it was odd")
+    record(path, *one_of_each(), *what_judges(), doubted, sent(state))
+    ship(path, store_url, most=7)
+    assert verify(store)[0].problem is None
+    store.connection.execute("SET default_transaction_isolation = 'repeatable read'")  # to verify inside one
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_verify_reveals_each_altered_column_of_each_table(recorded: None, store: Store, table: str) -> None:
+    types = {
+        row["column_name"]: row["data_type"]
+        for row in store.ask(
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'thorpolicy' "
+            "AND table_name = %(table)s AND column_name NOT IN ('journal', 'seq', 'lacks')",
+            {"table": table},
+        )
+    }
+    other = {
+        "text": "coalesce({0}, '') || 'x'",
+        "jsonb": """jsonb_build_object('x', {0})""",
+        "boolean": "NOT coalesce({0}, false)",
+        "timestamp with time zone": "coalesce({0}, now()) + interval '1 ms'",
+    }
+    for column, kind in types.items():
+        changed = other.get(kind, "coalesce({0}, 0) + 1").format(f'"{column}"')
+        with store.connection.transaction():
+            first = f"(SELECT min(seq) FROM {table})"
+            change = f'UPDATE {table} SET "{column}" = {changed} WHERE seq = {first}'
+            store.connection.execute(change.encode())
+            assert verify(store)[0].problem is not None, column
+            raise psycopg.Rollback
+    assert verify(store)[0].ok
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_verify_reveals_a_row_that_is_missing_and_one_that_no_event_made(
+    recorded: None, store: Store, table: str
+) -> None:
+    first = f"(SELECT min(seq) FROM {table})"
+    free, gap = "(SELECT max(seq) FROM events)", "(SELECT min(seq) FROM events WHERE kind = 'gap')"
+    ids = ", decision_id = 'other'" if table == "decisions" else ""
+    copy = f"CREATE TEMP TABLE copied AS SELECT * FROM {table} WHERE seq = {first}; UPDATE copied SET seq = "
+    paste = f"{ids}; INSERT INTO {table} SELECT * FROM copied"
+    for change, problem in (
+        (f"DELETE FROM {table} WHERE seq = {first}", f"{table} lacks the row of event"),
+        (f"UPDATE {table} SET seq = {free} + 1{ids} WHERE seq = {first}", f"{table} lacks the row of event"),
+        (f"{copy}{free} + 1{paste}", f"{table} has a row of event"),
+        (f"{copy}{gap}{paste}", f"{table} has a row of event"),
+    ):
+        with store.connection.transaction():
+            store.connection.execute(change.encode())
+            assert (verify(store)[0].problem or "").startswith(problem)
+            raise psycopg.Rollback
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "reviewed_seq = NULL WHERE reviewed",
+        "reviewed_seq = 1 WHERE reviewed",
+        "outcome_seq = (SELECT max(seq) FROM events) WHERE outcome_status = 'FAILURE'",
+        "outcome_seq = 1, outcome_status = 'SUCCESS' WHERE outcome_seq IS NULL",
+        "trace_status = 'active', status_seq = NULL WHERE trace_status <> 'active'",
+        "decision_correct = NOT decision_correct WHERE reviewed",
+        "reviewed = true, decision_correct = true WHERE NOT reviewed",
+        "reasoning = 'another' WHERE explained_seq IS NOT NULL",
+        "outcome_value = 1e9 WHERE outcome_seq IS NOT NULL",
+    ],
+)
+def test_verify_reveals_that_a_decision_does_not_say_what_came_later(
+    recorded: None, store: Store, change: str
+) -> None:
+    assert store.connection.execute(f"UPDATE decisions SET {change}".encode()).rowcount > 0
+    assert "in decisions" in (verify(store)[0].problem or "")
+
+
+def test_a_store_is_verified_while_a_device_ships(path: Path, store: Store, store_url: str) -> None:
+    record(path, *(by_rule() for _ in range(2_001)))
+    ship(path, store_url)
+    more = iter(range(3))
+
+    def meanwhile(_: int) -> None:
+        record(path, by_rule(id=f"later-{next(more)}"))
+        ship(path, store_url)
+
+    (verified,) = verify(store, progress=meanwhile)
+    assert (verified.problem, verified.events) == (None, 2_001)
+    assert [each.events for each in verify(store)] == [2_002]
 
 
 def test_a_private_part_that_is_missing_without_an_erasure_is_counted(
@@ -465,6 +682,7 @@ def test_a_writer_ships_and_has_no_right_on_any_table(
             "apply_erasures(1, 0, 9, '{}')",
             "change_decisions(1, 0, 9, '[]')",
             "raise_alarm('thor-1', '', 'fork', 1, NULL, NULL)",
+            "store_fitting_rows(1, 0, 9, '{}')",
             "make_partition(now())",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):

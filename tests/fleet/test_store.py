@@ -20,8 +20,10 @@ from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor, Traits
 from thor_policy.core.requests import Entity
+from thor_policy.fleet import store as store_module
 from thor_policy.fleet.index import index
 from thor_policy.fleet.store import DIMENSIONS, Store, StoreError, migrations, vector_text
+from thor_policy.fleet.verification import verify
 
 
 class Letters:
@@ -52,6 +54,30 @@ def test_a_store_is_made_by_numbered_migrations_and_a_repeat_changes_nothing(emp
         store.require()
 
 
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_with_what_it_holds(
+    tmp_path: Path, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "policy_decisions.db"
+    with Store(empty_url) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "migrations", lambda: migrations()[:3])
+            store.migrate()
+        record(path, by_rule(id="old-1"), by_rule(id="old-2"))
+        assert ship(path, empty_url) == 2
+        index(store, Letters())
+        with pytest.raises(StoreError, match="run `thorpolicy fleet init`"):
+            store.require()
+        assert store.migrate() == [name for name, _ in migrations()[3:]]
+        store.require()
+        record(path, by_model(id="new"))
+        assert ship(path, empty_url) == 1
+        assert [each.problem for each in verify(store)] == [None]
+        assert {row["decision_id"] for row in store.similar(store.vector_of("old-1"), 2)} == {
+            "old-1",
+            "old-2",
+        }
+
+
 def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
     store.connection.execute("INSERT INTO migrations (name) VALUES ('9999_later')")
     with pytest.raises(StoreError, match="newer version made this store"):
@@ -69,6 +95,7 @@ def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
         ("COMMIT; DELETE FROM decisions", "cannot insert multiple commands"),
         ("COMMIT", "gives no rows"),
         ("SELECT nothing", "does not exist"),
+        ("VACUUM", "cannot run inside a transaction block|read-only transaction"),
         ("SET TRANSACTION READ WRITE", "before any query|gives no rows"),
     ],
 )
@@ -78,8 +105,26 @@ def test_a_question_reads_only_and_within_its_time(store: Store, question: str, 
     assert store.ask("SELECT 1 AS one") == [{"one": 1}]
 
 
-def test_an_answer_has_at_most_so_many_rows(store: Store) -> None:
-    assert len(store.ask("SELECT * FROM generate_series(1, 1000)", most=7)) == 7
+@pytest.mark.parametrize("question", ["COPY decisions TO STDOUT", "COPY decisions FROM STDIN"])
+def test_a_copy_is_no_question(store: Store, question: str) -> None:
+    with pytest.raises(StoreError, match=r"gives no rows|read-only transaction"):
+        store.ask(question)
+
+
+def test_an_answer_with_more_rows_than_it_may_have_is_refused_or_clipped(store: Store) -> None:
+    assert len(store.ask("SELECT * FROM generate_series(1, 7)", most=7)) == 7
+    with pytest.raises(StoreError, match="the answer has more than 7 rows; ask for a shorter time"):
+        store.ask("SELECT * FROM generate_series(1, 8)", most=7)
+    assert len(store.ask("SELECT * FROM generate_series(1, 1000)", most=7, clip=True)) == 7
+    assert store.ask("SELECT 1 AS one") == [{"one": 1}]
+
+
+def test_no_more_rows_of_an_answer_are_received_than_it_may_have(store: Store) -> None:
+    endless = (
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) "
+        "SELECT n, repeat('x', 10000) AS x FROM n"
+    )
+    assert len(store.ask(endless, most=3, clip=True)) == 3
 
 
 # ---------------------------------------------------------------- exceptions
@@ -155,7 +200,7 @@ def test_ship_once_ships_to_both_sinks_and_archiving_waits_for_neither(
     printed = run("ship", "--once", "--device", "thor-1", "--segments", str(segments))
     assert [line.split()[:2] for line in printed.splitlines() if line.strip()[:1] in "ps"][-2:]
     assert '"problem": null' in run("fleet", "verify", "--segments", str(segments), "--json")
-    assert "2" in run("log", "archive", "--before", "2030-01-01T00:00:00Z")
+    assert '"archived": 3' in run("log", "archive", "--before", "2030-01-01T00:00:00Z", "--json")
     assert run("ship", "--forget", "postgres") == "forgot postgres\n"
     assert run("ship", "--forget", "postgres") == "postgres was not known\n"
 
@@ -217,6 +262,19 @@ def test_similar_decisions_of_all_devices_are_listed_nearest_first(
         store.vector_of("nothing")
 
 
+def insert_decisions(store: Store, count: int) -> None:
+    """Rows of decisions of one device, with the ids 1, 2, and so on."""
+    store.connection.execute("INSERT INTO devices (device, role) VALUES ('thor-1', 'thor_1')")
+    store.connection.execute("INSERT INTO journals (device, chain) VALUES ('thor-1', sha256(''))")
+    store.connection.execute(
+        "INSERT INTO decisions (journal, seq, decision_id, timestamp, decision, reviewed, tags, "
+        "decision_type, tier, probabilities, clauses, is_exception, trace_status) SELECT journal, n, n, "
+        "now(), 'allow', false, '[]', 'x', 'rule', '{}', '[]', false, 'active' "
+        "FROM journals, generate_series(1, %s) n",
+        (count,),
+    )
+
+
 def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
     chance = random.Random(5)
     centres = [[chance.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(20)]
@@ -224,25 +282,51 @@ def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
     def near(centre: list[float]) -> list[float]:
         return [value + chance.gauss(0, 0.5) for value in centre]
 
-    vectors = [near(chance.choice(centres)) for _ in range(600)]
+    run = store.connection.execute
+    insert_decisions(store, 600)
     with store.connection.transaction(), store.connection.cursor() as cursor:
-        for seq, vector in enumerate(vectors):
-            cursor.execute("INSERT INTO summaries VALUES (1, %s, '', %s)", (seq, vector_text(vector)))
+        for seq in range(1, 601):
+            vector = vector_text(near(chance.choice(centres)))
+            cursor.execute("INSERT INTO summaries SELECT journal, %s, '', %s FROM journals", (seq, vector))
+    run("SET enable_seqscan = off")
     recalled: list[float] = []
     for _ in range(20):
-        question = vector_text(near(chance.choice(centres)))
-        by_index = nearest(store, question, on=True)
-        recalled.append(len(by_index & nearest(store, question, on=False)) / 10)
+        question = near(chance.choice(centres))
+        listed = store.similar(question, 10)
+        assert [row["similarity"] for row in listed] == sorted(
+            (r["similarity"] for r in listed), reverse=True
+        )
+        recalled.append(len({row["decision_id"] for row in listed} & exact(store, question)) / 10)
     assert sum(recalled) / len(recalled) >= 0.95
+    run("SELECT pg_stat_force_next_flush()")
+    (used,) = store.ask(
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'summaries_embedding'"
+    )
+    assert used["idx_scan"] == 20
 
 
-def nearest(store: Store, vector: str, *, on: bool) -> set[Any]:
-    """The ten nearest summaries, by the index or by comparing all."""
-    settings: dict[str, Any] = {"hnsw.ef_search": 100, "enable_seqscan": "off" if on else "on"}
-    settings |= {} if on else {"enable_indexscan": "off"}
+def exact(store: Store, vector: list[float]) -> set[Any]:
+    """The ten nearest decisions, by comparing all."""
     rows = store.ask(
-        "SELECT seq FROM summaries ORDER BY embedding <=> %(v)s::vector LIMIT 10",
-        {"v": vector},
-        settings=settings,
+        "SELECT seq::text FROM summaries ORDER BY embedding <=> %(v)s::vector LIMIT 10",
+        {"v": vector_text(vector)},
+        settings={"enable_indexscan": 0},
     )
     return {row["seq"] for row in rows}
+
+
+def test_as_many_similar_decisions_are_listed_as_the_index_may_keep(store: Store) -> None:
+    assert store.similar([1.0] + [0.0] * (DIMENSIONS - 1), 1_000) == []
+
+
+def test_an_approval_of_the_decision_and_of_its_task_is_listed_once(store: Store) -> None:
+    insert_decisions(store, 1)
+    store.connection.execute("UPDATE decisions SET is_exception = true, approval_task = 't1'")
+    store.connection.execute(
+        "INSERT INTO approvals (journal, seq, timestamp, id, decision_id, task, approver, verdict, step) "
+        "SELECT journal, n, now(), 'a' || n, d, t, 'kim-' || n, v, 1 FROM journals, (VALUES (2, '1', 't1', "
+        "'approved'), (3, '0', 't1', 'approved'), (4, '1', NULL, 'approved'), (5, '1', 't1', 'rejected'), "
+        "(6, '0', 't0', 'approved')) AS given(n, d, t, v)"
+    )
+    listed = [row["approver"] for row in store.compliance(since="2000-01-01T00:00:00Z")]
+    assert sorted(listed) == ["kim-2", "kim-3", "kim-4"]

@@ -33,6 +33,7 @@ from thor_policy.journal.maintenance.erase import Erasure, erase
 from thor_policy.journal.maintenance.rebuild import rebuild, rebuild_in_place
 from thor_policy.journal.projections import TABLES
 from thor_policy.journal.reader import Reader
+from thor_policy.journal.shipping import MOST_SINKS
 from thor_policy.journal.storage import BUSY_TIMEOUT_MS
 from thor_policy.journal.verification.verify import Verdict, verify
 from thor_policy.journal.writer import Journal
@@ -1358,6 +1359,23 @@ def test_archiving_leaves_what_the_slowest_sink_lacks(path: Path, journal: Journ
     done = run_maintenance(journal, replace(archive, unshipped=True))
     assert done["archived"] > 0
     assert done["waits_for"] is None
+
+
+def test_a_sink_has_no_event_that_is_not_recorded(path: Path, journal: Journal) -> None:
+    decide(journal)
+    with pytest.raises(JournalError, match=f"cannot have event {journal.seq + 1}"):
+        run_maintenance(journal, shipped("postgres", journal.seq + 1))
+    assert run_maintenance(journal, shipped("postgres", journal.seq)) == {"acknowledged": journal.seq}
+
+
+def test_sixteen_sinks_are_noted_at_most(path: Path, journal: Journal) -> None:
+    for number in range(MOST_SINKS):
+        run_maintenance(journal, shipped(f"sink-{number}", 0))
+    with pytest.raises(JournalError, match="forget one first with `thorpolicy ship --forget`"):
+        run_maintenance(journal, shipped("another", 0))
+    run_maintenance(journal, shipped("sink-0", 0))
+    run_maintenance(journal, records.Maintenance(task="unship", sink="sink-1"))
+    run_maintenance(journal, shipped("another", 0))
 
 
 def test_an_erasure_is_refused_while_a_sink_lacks_an_event_of_the_actor(path: Path, journal: Journal) -> None:

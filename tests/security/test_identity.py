@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import zmq
@@ -37,7 +37,7 @@ from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
 from thor_policy.protocol.messages import OPS
 from thor_policy.security.curve_keys import KeyRing, Keys, load_client_key
-from thor_policy.security.roles import COUNTED, ROLE_OF, PacksFor, Roles, authorise, claimed
+from thor_policy.security.roles import COUNTED, ROLE_OF, ROLE_OF_TASK, PacksFor, Roles, authorise, claimed
 from thor_policy.testing import load_stub_engine
 
 PATIENCE_MS = 20_000
@@ -77,7 +77,7 @@ class TestRoles:
     def test_a_caller_has_the_roles_of_all_matching_entries(self) -> None:
         roles = Roles(("local=ask", "uid:1234=review", "uid:1234=approve", "gid:99=control"))
         assert roles.of(caller()) == {"ask", "review", "approve"}
-        assert roles.of(caller(gid=99)) == EVERY - {"record", "push", "test", "relay"}
+        assert roles.of(caller(gid=99)) == EVERY - {"record", "push", "test", "ship", "relay"}
         assert roles.of(caller(uid=1, gid=1)) == {"ask"}
 
     def test_roles_of_a_group_are_for_its_members_and_for_processes_with_its_gid(
@@ -158,13 +158,23 @@ class TestAuthorisation:
     @given(roles=st.sets(st.sampled_from(get_args(Role))))
     def test_an_operation_needs_exactly_its_role(self, op: str, roles: set[Role]) -> None:
         needed = ROLE_OF[op]
-        if needed in roles or (needed is None and roles):
+        for_a_task = {role for (of, _), role in ROLE_OF_TASK.items() if of == op}
+        if needed in roles or (needed is None and roles) or for_a_task & roles:
             authorise(op, caller(), roles)
             return
         message = f"^op: {op} needs .*{needed or 'one of the roles'}.*, which uid 1234 does not have"
         with pytest.raises(RequestError, match=message) as refusal:
             authorise(op, caller(), roles)
         assert refusal.value.code == "unauthorized"
+
+    @pytest.mark.parametrize("task", get_args(get_type_hints(records.Maintenance)["task"]))
+    def test_the_role_ship_suffices_for_one_task_and_control_for_all(self, task: str) -> None:
+        authorise("maintenance", caller(), {"control"}, task=task)
+        if task == "shipped":
+            authorise("maintenance", caller(), {"ship"}, task=task)
+            return
+        with pytest.raises(RequestError, match="op: maintenance needs the role control"):
+            authorise("maintenance", caller(), EVERY - {"control"}, task=task)
 
     def test_an_operation_that_is_not_in_the_table_needs_control(self) -> None:
         authorise("unknown_op", caller(), {"control"})
@@ -451,11 +461,14 @@ class TestTcp:
             for role, path in paths.items():
                 with Client(keyed.tcp_endpoint, key=path, timeout_ms=PATIENCE_MS) as own:
                     refused = {op: message for op in OPS if (message := refusal_of(own, op))}
-                assert set(ROLE_OF) - set(refused) == allowed | {op for op in ROLE_OF if ROLE_OF[op] == role}
+                may = {op for op in ROLE_OF if ROLE_OF[op] == role}
+                may |= {op for (op, _), suffices in ROLE_OF_TASK.items() if suffices == role}
+                assert set(ROLE_OF) - set(refused) == allowed | may
                 for op, message in refused.items():
                     assert f"the role {ROLE_OF[op]}, which the key {role!r} does not have" in message
             counted = counters(keyed)
-        assert counted["refused_unauthorized"] == (len(paths) - 1) * (len(OPS) - len(allowed))
+        by_task = len(ROLE_OF_TASK)  # let through before their task is known
+        assert counted["refused_unauthorized"] == (len(paths) - 1) * (len(OPS) - len(allowed)) - by_task
         assert counted["keys_accepted"] == len(paths)
 
     def test_a_wrong_key_gets_no_answer_and_is_counted(self, keyed: Config) -> None:
@@ -716,6 +729,30 @@ class TestAnotherUser:
         assert maintenance["done"]["checkpoint"] > 0
         assert control["done"]["refused"] == {}
         assert ask["error"]["code"] == "unauthorized"
+
+    def test_a_user_with_the_role_ship_notes_how_far_a_sink_is_and_does_nothing_else(
+        self, opened: Config
+    ) -> None:
+        given = replace(opened, roles=(f"uid:{STRANGER_UID}=ship",))
+        note = {"task": "shipped", "shipped": {"sink": "postgres", "seq": 1}}
+        others = [
+            {"task": "unship", "sink": "postgres"},
+            {"task": "erase", "actor": "user:alice", "unshipped": True},
+            {"task": "archive", "before": "2030-01-01T00:00:00Z", "unshipped": True},
+            {"task": "checkpoint"},
+            {"task": "rekey"},
+        ]
+        with serving(given, load_engine=load_stub_engine):
+            noted, *refused = replies_to(
+                given.endpoint,
+                STRANGER_UID,
+                frame("maintenance", record=note),
+                *(frame("maintenance", record=task) for task in others),
+                frame("control", record={"task": "reload"}),
+                frame(),
+            )
+        assert noted["done"] == {"acknowledged": 1}
+        assert {reply["error"]["code"] for reply in refused} == {"unauthorized"}
 
     def test_a_caller_without_any_role_may_not_read_the_status(self, opened: Config) -> None:
         with serving(replace(opened, roles=()), load_engine=load_stub_engine):

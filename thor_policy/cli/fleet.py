@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 @click.option("--once", "now", is_flag=True, help="Ship what is recorded so far, then end.")
 @click.option(
     "--forget",
-    type=click.Choice(["postgres", "segments"]),
-    help="Do not ship: forget a sink, so that archiving and erasing no longer wait for it.",
+    metavar="SINK",
+    help="Do not ship: forget a sink (postgres, segments), so that archiving and erasing ignore it.",
 )
 @as_json
 def ship(
@@ -209,7 +209,7 @@ def verify(
 ) -> None:
     """Check every chain again from its stored bytes. Exit status 1 for a problem or an alarm.
 
-    As a reader of the store the private parts are not checked.
+    As a reader of the store, private parts and the rows of tables are not checked.
     """
     from thor_policy.journal.checkpoints import trusted_keys
 
@@ -346,7 +346,7 @@ def compliance(config: Config, since: str, until: str | None, device: str | None
 def query(config: Config, sql: str, limit: int, timeout: float, as_csv: bool, as_json: bool) -> None:
     """Ask the store in SQL, in a read-only transaction. The views are in the how-to page."""
     with _store(config, "query") as store:
-        rows = _plain(store.ask(sql, most=limit, within_ms=int(timeout * 1000)))
+        rows = _plain(store.ask(sql, most=limit, clip=True, within_ms=int(timeout * 1000)))
     if as_json:
         render.as_json(rows)
     elif as_csv:

@@ -27,7 +27,7 @@ Explain = Literal["none", "inline", "later"]
 Enrich = Literal["auto", "never", "always"]
 #: What a caller may do: ask, hand over records, push values of sources, approve, review, run tests, work on
 #: the journal; `relay`: send requests of others, each with at most the caller's own roles.
-Role = Literal["ask", "record", "push", "approve", "review", "test", "control", "relay"]
+Role = Literal["ask", "record", "push", "approve", "review", "test", "ship", "control", "relay"]
 #: Whether a statement is only a claim, which counts in no figure. `unless_own`: it counts if the caller made
 #: the decision that it is about.
 Claimed = Literal["no", "unless_own", "yes"]

@@ -485,6 +485,7 @@ class Server:
             except RequestError as error:
                 self._in_flight.settle(ticket, error)
         elif isinstance(message, MaintenanceRequest):
+            authorise("maintenance", arrival.caller, arrival.roles, task=message.maintenance.task)
             ticket = self._admission.job(answer, arrival, "journal")
             self._maintenance.submit(ticket, message.maintenance, arrival.caller)
         elif isinstance(message, PushRequest):

@@ -42,12 +42,17 @@ class Left(Struct, frozen=True, kw_only=True):
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """Events in order, each with its private part; and of each `erased` event among them what it left."""
+    """Events in order, each with its private part; and of each `erased` event among them what it left.
+
+    `rows` are those of `rows_of`, and `lacks` what traces lack now; empty for a sink that keeps none. The
+    values of JSON columns are `msgspec.Raw`, where nothing in them has to be changed.
+    """
 
     device: str
     journal: bytes
     events: list[Stored]
     left: list[Left]
+    rows: dict[str, list[dict[str, Any]]]
 
     @property
     def last(self) -> chain.Row:
@@ -94,7 +99,13 @@ class JournalSource:
             return shipping.stored_hash(connection, self._path, seq)
 
     def batch(
-        self, seq: int, head: bytes, *, most: int = BATCH_EVENTS, size: int = BATCH_BYTES
+        self,
+        seq: int,
+        head: bytes,
+        *,
+        most: int = BATCH_EVENTS,
+        size: int = BATCH_BYTES,
+        with_rows: bool = True,
     ) -> Batch | None:
         """The events after `seq`, whose hash is `head`; None if there are none.
 
@@ -113,11 +124,18 @@ class JournalSource:
                 for row, part in shipping.private_parts(connection, self._path, list(named))
                 if part is not None and chain.sealed_digest(*part).hex() == named[row.seq]
             ]
+            traces = shipping.incomplete(connection, [row for row, _ in stored]) if with_rows else {}
+            lacking = [
+                {"decision_id": _without_nul(decision_id)} | ({} if lacks is None else {"lacks": lacks})
+                for decision_id, lacks in traces.items()
+            ]
+        kept = [(row, part if _is_sealed(row, part) else None) for row, part in stored]
         return Batch(
             device=self.device,
             journal=name,
-            events=[(row, part if _is_sealed(row, part) else None) for row, part in stored],
+            events=kept,
             left=left,
+            rows=rows_of(kept, raw=True) | {"lacks": lacking} if with_rows else {},
         )
 
     def checkpoints(self, after: int, upto: int) -> list[Checkpoint]:
@@ -158,28 +176,33 @@ def _erased(stored: list[Stored]) -> dict[int, str]:
 
 
 def _left_of(row: chain.Row, part: Part) -> Left:
-    table, values, _ = _projection(row, part)
-    columns = dict(zip(projections.columns_of(table), values, strict=True)) if table == "decisions" else {}
-    return Left(seq=row.seq, salt=part[0], value=part[1], row=_plain(columns))
+    rows = rows_of([(row, part)])
+    (columns,) = rows.get("decisions", [{}])
+    return Left(seq=row.seq, salt=part[0], value=part[1], row=columns)
 
 
 # ---------------------------------------------------------------- rows
 
 
-def rows_of(stored: Iterable[Stored]) -> dict[str, list[dict[str, Json]]]:
-    """The rows of the tables that a store keeps, and under `changes` what events change in decisions."""
-    rows: dict[str, list[dict[str, Json]]] = {}
+def rows_of(stored: Iterable[Stored], *, raw: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the tables that a store keeps, and under `changes` what events change in decisions.
+
+    `raw`: a value of a JSON column is its text (`msgspec.Raw`), unless there is a NUL in the event.
+    Raises JournalError for an event that cannot be read.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
     for row, part in stored:
         table, values, changes = _projection(row, part)
+        plain = _as_text if raw and not _may_have_nul(row, part) else _plain
         if table in TABLES:
-            rows.setdefault(table, []).append(
-                _plain(dict(zip(projections.columns_of(table), values, strict=True)))
-            )
+            columns = zip(projections.columns_of(table), values, strict=True)
+            rows.setdefault(table, []).append(plain(columns))
         if changes is not None:
             group = projections.GROUP_OF[row.kind.decode()]
-            changed = dict(zip(projections.GROUPS[group], changes, strict=True))
-            changed |= {group: row.seq, "decision_id": row.subject_id.decode()}
-            rows.setdefault("changes", []).append(_plain(changed))
+            changed = plain(zip(projections.GROUPS[group], changes, strict=True))
+            rows.setdefault("changes", []).append(
+                changed | {group: row.seq, "decision_id": _without_nul(row.subject_id.decode())}
+            )
     return rows
 
 
@@ -195,13 +218,30 @@ def _projection(row: chain.Row, part: Part | None) -> tuple[str, tuple[Any, ...]
     return table or "", values, changes
 
 
-def _plain(columns: dict[str, Any]) -> dict[str, Json]:
+def _may_have_nul(row: chain.Row, part: Part | None) -> bool:
+    """True if a text of the event may have a NUL: in JSON it can only be written as this escape."""
+    return (
+        b"\\u0000" in row.body
+        or (part is not None and b"\\u0000" in part[1])
+        or b"\0" in row.subject_id
+        or b"\0" in row.at
+    )
+
+
+def _as_text(columns: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A row whose JSON columns are not decoded."""
+    return {
+        name: msgspec.Raw(value) if name in projections.JSON_COLUMNS else value
+        for name, value in columns
+        if value is not None
+    }
+
+
+def _plain(columns: Iterable[tuple[str, Any]]) -> dict[str, Json]:
     """A row as JSON values, without NUL, which PostgreSQL's text cannot have."""
     return {
-        name: _without_nul(
-            events.decode(value) if name in projections.JSON_COLUMNS and value is not None else value
-        )
-        for name, value in columns.items()
+        name: _without_nul(events.decode(value) if name in projections.JSON_COLUMNS else value)
+        for name, value in columns
         if value is not None
     }
 

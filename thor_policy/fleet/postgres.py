@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb, set_json_dumps
 
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Json
-from thor_policy.fleet.batches import Batch, Left, rows_of
+from thor_policy.fleet.batches import Batch, Left
 from thor_policy.fleet.shipper import Forked, Position, SinkError
 from thor_policy.journal.checkpoints import Checkpoint
 
@@ -102,6 +102,7 @@ class PostgresSink:
     """The store at `url`. It connects when it is first needed, and again after a failure."""
 
     name = "postgres"
+    keeps_rows = True
 
     def __init__(self, url: str) -> None:
         parameters(url)
@@ -121,7 +122,7 @@ class PostgresSink:
             batch.device,
             batch.journal,
             *columns,
-            Jsonb(rows_of(batch.events) | {"left": [_left(left) for left in batch.left]}),
+            Jsonb(batch.rows | {"left": [_left(left) for left in batch.left]}),
         )
         if status in ("fork", "broken"):
             what = "has another event with this number" if status == "fork" else "finds a wrong hash"

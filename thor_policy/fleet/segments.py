@@ -83,6 +83,7 @@ class SegmentSink:
     """Writes to `directory`, which is made if it is missing. `clock` gives monotonic seconds."""
 
     name = "segments"
+    keeps_rows = False
 
     def __init__(self, directory: Path, limits: Limits | None = None, *, clock: Callable[[], float]) -> None:
         self._directory, self._limits, self._clock = directory, limits or Limits(), clock

@@ -2,8 +2,9 @@
 
 Owns the loop, and what becomes of a sink's refusals. Invariant: where to go on is the sink's own answer,
 which it commits together with the events, so a crash of either side loses and doubles nothing; the cursor
-in the journal follows behind, and only says what may be archived or erased. It holds one batch at a time.
-The shipper's process, main thread.
+in the journal follows behind, and only says what may be archived or erased. While the sink takes a batch,
+on a thread of its own, the next one is read; it is dropped unless the sink's answer is where it begins. So
+it holds two batches at most. The shipper's process, main thread.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from thor_policy.core.errors import ThorPolicyError
+from thor_policy.core.errors import JournalError, ThorPolicyError
 from thor_policy.core.records import Shipped
 from thor_policy.fleet.batches import BATCH_BYTES, BATCH_EVENTS, Batch, JournalSource
 from thor_policy.journal import chain
@@ -53,9 +55,13 @@ class Position(Struct, frozen=True, kw_only=True):
 
 
 class Sink(Protocol):
-    """A place that events go to. Every call may raise SinkError."""
+    """A place that events go to. Every call may raise SinkError.
+
+    Calls come from several threads, one at a time. `keeps_rows`: it takes the rows of a batch too.
+    """
 
     name: str
+    keeps_rows: bool
 
     def position(self, device: str, journal: bytes) -> Position:
         """How far the sink is with a journal: seq 0 and GENESIS before its first event."""
@@ -92,6 +98,7 @@ class Shipper:
         self._source, self._note = source, note
         self._most, self._size = most, size
         self._at: Position | None = None
+        self._ahead: Batch | None = None
         self._noted: tuple[int, str | None] | None = None
         #: Events and batches shipped, times that the sink failed.
         self.counters = Counter(events=0, batches=0, failed=0)
@@ -110,7 +117,7 @@ class Shipper:
             return 0
         if self._at is None:
             self._at = self._agreed(name)
-        batch = self._source.batch(self._at.seq, self._at.head, most=self._most, size=self._size)
+        batch = self._next(self._at)
         if batch is None:
             self._sign(self._at)
             at = self.sink.idle()
@@ -118,11 +125,31 @@ class Shipper:
             return 0
         before = self._at
         self._at = None  # after a failure the sink is asked again
-        at = self.sink.write(batch)
+        with ThreadPoolExecutor(1) as writer:
+            writing = writer.submit(self.sink.write, batch)
+            self._ahead = self._read_ahead(batch)
+        at = writing.result()
         self._at = replace(at, signed=before.signed)
         self.counters["events"] += at.seq - before.seq
         self.counters["batches"] += 1
         return len(batch.events)
+
+    def _next(self, at: Position) -> Batch | None:
+        """The events after `at`, read ahead or now."""
+        ahead, self._ahead = self._ahead, None
+        first = None if ahead is None else ahead.events[0][0]
+        if first is not None and (first.seq, first.prev_hash) == (at.seq + 1, at.head):
+            return ahead
+        return self._read(at.seq, at.head)
+
+    def _read(self, seq: int, head: bytes) -> Batch | None:
+        return self._source.batch(seq, head, most=self._most, size=self._size, with_rows=self.sink.keeps_rows)
+
+    def _read_ahead(self, batch: Batch) -> Batch | None:
+        try:
+            return self._read(batch.last.seq, batch.last.hash)
+        except JournalError:
+            return None  # raised again when it is its turn
 
     def note(self, alarm: str | None = None) -> None:
         """Record in the journal how far the sink is, if that has changed."""
@@ -140,7 +167,7 @@ class Shipper:
     def lost(self) -> None:
         """The sink failed: ask it again how far it is."""
         self.counters["failed"] += 1
-        self._at = None
+        self._at = self._ahead = None
 
     def _agreed(self, name: bytes) -> Position:
         """Where the sink is. Raises Forked where the journal does not have the sink's newest event."""

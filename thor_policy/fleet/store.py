@@ -7,12 +7,14 @@ and of time. The main thread of a command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from thor_policy.core.errors import ThorPolicyError
@@ -20,9 +22,18 @@ from thor_policy.core.requests import Json
 from thor_policy.fleet.postgres import connect, failing
 
 #: Most rows of an answer, and longest time of a question, in milliseconds.
-MOST_ROWS, QUESTION_MS = 10_000, 30_000
+MOST_ROWS, QUESTION_MS = 100_000, 30_000
+#: Candidates that the index of vectors keeps while it searches, and most that pgvector may keep.
+WIDTH, MOST_WIDTH = 300, 1_000
+#: Most alarms of a list.
+MOST_ALARMS = 10_000
+#: Rows that are received together. Before version 17, libpq can receive them one by one only.
+_TOGETHER = 500 if psycopg.pq.version() >= 170_000 else 1
 #: The numbers of a vector of a summary.
 DIMENSIONS = 384
+
+#: Compiling a question of an index takes longer than its answer, and the planner overrates its rows.
+_NO_JIT = {"jit": 0}
 
 Row = dict[str, Json]
 
@@ -105,10 +116,12 @@ class Store:
         return self.ask("SELECT * FROM fleet ORDER BY device, first_seen")
 
     def alarms(self) -> list[Row]:
-        """The alarms, newest first."""
+        """The newest alarms, newest first."""
         return self.ask(
             "SELECT at, device, kind, seq, encode(chain, 'hex') AS chain, encode(stored, 'hex') AS stored, "
-            "encode(received, 'hex') AS received, times FROM alarms ORDER BY alarm DESC"
+            "encode(received, 'hex') AS received, times FROM alarms ORDER BY alarm DESC",
+            most=MOST_ALARMS,
+            clip=True,
         )
 
     def compliance(self, *, since: str, until: str | None = None, device: str | None = None) -> list[Row]:
@@ -118,22 +131,26 @@ class Store:
             "AND (%(until)s::timestamptz IS NULL OR timestamp < %(until)s::timestamptz) "
             "AND (%(device)s::text IS NULL OR device = %(device)s::text) ORDER BY timestamp DESC",
             {"since": since, "until": until, "device": device},
+            settings=_NO_JIT,
         )
 
-    def similar(self, vector: Sequence[float], limit: int = 10, *, width: int = 100) -> list[Row]:
-        """The decisions of the fleet whose summaries are nearest to a vector, nearest first.
+    def similar(self, vector: Sequence[float], limit: int = 10, *, width: int = WIDTH) -> list[Row]:
+        """The decisions of the fleet whose summaries are nearest to a vector, nearest first; at most 1,000.
 
-        `width` is how many candidates the index keeps (`hnsw.ef_search`).
+        `width` is how many candidates the index keeps (`hnsw.ef_search`). It compares vectors of half
+        precision, so four times as many as wanted are sorted by their exact distance.
         """
-        settings = {"hnsw.ef_search": max(width, limit)}
+        candidates = min(4 * limit, MOST_WIDTH)
         return self.ask(
             "SELECT 1 - n.distance AS similarity, j.device, d.decision_id, d.timestamp, d.actor, d.action, "
             "d.entity, d.decision, d.outcome_status, d.trace_status FROM ("
-            "SELECT journal, seq, embedding <=> %(vector)s::vector AS distance FROM summaries "
-            "WHERE embedding IS NOT NULL ORDER BY embedding <=> %(vector)s::vector LIMIT %(limit)s) n "
+            "SELECT journal, seq, embedding <=> %(vector)s::vector AS distance FROM ("
+            "SELECT journal, seq, embedding FROM summaries WHERE embedding IS NOT NULL "
+            "ORDER BY embedding::halfvec(384) <=> %(vector)s::halfvec(384) "  # as the index has it
+            "LIMIT %(candidates)s) c ORDER BY distance LIMIT %(limit)s) n "
             "JOIN decisions d USING (journal, seq) JOIN journals j USING (journal) ORDER BY n.distance",
-            {"vector": vector_text(vector), "limit": limit},
-            settings=settings,
+            {"vector": vector_text(vector), "limit": limit, "candidates": candidates},
+            settings=_NO_JIT | {"hnsw.ef_search": min(max(width, candidates), MOST_WIDTH)},
         )
 
     def vector_of(self, decision_id: str) -> list[float]:
@@ -153,21 +170,33 @@ class Store:
         values: dict[str, Any] | None = None,
         *,
         most: int = MOST_ROWS,
+        clip: bool = False,
         within_ms: int = QUESTION_MS,
         settings: dict[str, int] | None = None,
     ) -> list[Row]:
-        """The answer to one statement, at most `most` rows, in a read-only transaction. Raises StoreError."""
+        """The answer to one statement, in a read-only transaction. Raises StoreError.
+
+        An answer of more than `most` rows is an error, or with `clip` ends there; no more are received.
+        """
+        rows: list[Row] = []
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION READ ONLY")
                 cursor.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(within_ms))
                 for name, value in (settings or {}).items():
                     cursor.execute("SELECT set_config(%s, %s, true)", (name, str(value)))
-                # prepared, so that it is one statement: a COMMIT in front would end the read-only transaction
-                cursor.execute(question.encode(), values, prepare=True)
-                if cursor.description is None:
-                    raise StoreError("the statement gives no rows; ask with SELECT")
-                return cursor.fetchmany(most)
+                # one statement, as `stream` sends it: a COMMIT in front would end the read-only transaction
+                stream = cursor.stream(question.encode(), values, size=_TOGETHER)
+                with closing(cast("Generator[Row]", stream)):
+                    for row in self._received(stream):
+                        if len(rows) == most:
+                            if clip:
+                                break
+                            raise StoreError(
+                                f"the answer has more than {most:,} rows; ask for a shorter time, or less"
+                            )
+                        rows.append(row)
+                return rows
         except psycopg.errors.QueryCanceled as error:
             raise StoreError(
                 f"the question took longer than {within_ms / 1000:g} s; ask for less, or set --timeout"
@@ -177,16 +206,32 @@ class Store:
                 raise
         except psycopg.Error as error:
             raise StoreError(f"the store refused the question: {str(error).strip()}") from error
-        return []
+        return rows
+
+    def _received(self, stream: Iterator[Row]) -> Iterator[Row]:
+        """The rows of a stream. Raises StoreError for a statement that gives none."""
+        try:
+            yield from stream
+        except psycopg.ProgrammingError as error:
+            if error.sqlstate is not None:
+                raise
+            if self.connection.info.transaction_status == TransactionStatus.ACTIVE:
+                self.connection.close()  # a COPY has begun, and nothing else can be asked
+            raise StoreError("the statement gives no rows; ask with SELECT") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All questions inside see the store as it was at the first of them."""
+        with failing(), self.connection.transaction():
+            self.connection.execute("SET TRANSACTION READ ONLY, ISOLATION LEVEL REPEATABLE READ")
+            yield
 
     def pages(self, question: str, values: dict[str, Any], *, rows: int = 2_000) -> Iterator[dict[str, Any]]:
         """The rows of a long question, read page by page in one snapshot."""
-        with failing(), self.connection.transaction():
-            self.connection.execute("SET TRANSACTION READ ONLY, ISOLATION LEVEL REPEATABLE READ")
-            with psycopg.ServerCursor(self.connection, "pages") as cursor:
-                cursor.itersize = rows
-                cursor.execute(question.encode(), values)
-                yield from cursor
+        with self.snapshot(), psycopg.ServerCursor(self.connection, "pages") as cursor:
+            cursor.itersize = rows
+            cursor.execute(question.encode(), values)
+            yield from cursor
 
 
 def migrations() -> list[tuple[str, str]]:

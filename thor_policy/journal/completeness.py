@@ -49,7 +49,7 @@ _SUPPLIED = (
 )
 _ERASED = "EXISTS (SELECT 1 FROM erasures e WHERE e.seq = d.seq AND length(e.digest) = 0)"
 #: Kinds of event that may complete the trace of the decision that they are about.
-_COMPLETING = frozenset(
+COMPLETING = frozenset(
     {"approval", "consultation", "outcome", "review", "explanation", "supplement", "erased"}
 )
 
@@ -96,7 +96,7 @@ class Touched:
 
     def add(self, kind: str, subject_id: str, body: Part) -> None:
         """An event is in the batch."""
-        if kind in _COMPLETING:
+        if kind in COMPLETING:
             self._decisions[subject_id] = None
             if kind == "consultation" and isinstance(body, dict) and body.get("session"):
                 self._sessions[body["session"]] = None

@@ -9,13 +9,17 @@ journal's thread.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
+from thor_policy.core.errors import JournalError
 from thor_policy.core.records import Shipped
 from thor_policy.journal import chain, segments
+from thor_policy.journal.completeness import COMPLETING
+from thor_policy.journal.projections import TABLES
 from thor_policy.journal.segments import Part
 from thor_policy.telemetry.clocks import Instant
 
@@ -36,8 +40,22 @@ class Behind(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+#: The kinds of event that make a decision.
+_DECISIONS = frozenset(TABLES["decisions"])
+#: Most sinks that are noted.
+MOST_SINKS = 16
+
+
 def acknowledge(connection: sqlite3.Connection, *, shipped: Shipped, at: str) -> None:
-    """Note how far a sink is, in a transaction of its own. `at` is RFC 3339."""
+    """Note how far a sink is, in a transaction of its own. `at` is RFC 3339.
+
+    Raises JournalError for an event that the journal does not have, and for a sink too many.
+    """
+    if shipped.seq > newest(connection):
+        raise JournalError(f"the sink {shipped.sink} cannot have event {shipped.seq}: it is not recorded")
+    known = [cursor.sink for cursor in cursors(connection)]
+    if shipped.sink not in known and len(known) >= MOST_SINKS:
+        raise JournalError(f"{MOST_SINKS} sinks are known; forget one first with `thorpolicy ship --forget`")
     connection.execute(
         "INSERT INTO shipping VALUES (?, ?, ?, ?) ON CONFLICT (sink) DO UPDATE SET "
         "acknowledged = excluded.acknowledged, at = excluded.at, alarm = excluded.alarm",
@@ -144,6 +162,27 @@ def private_parts(
         )
         if event is not None:
             yield event
+
+
+def incomplete(connection: sqlite3.Connection, rows: Sequence[chain.Row]) -> dict[str, list[str] | None]:
+    """What the traces lack now that these events made or may complete; None: nothing. No event says it."""
+    decisions: set[str] = set()
+    sessions: set[str] = set()
+    for row in rows:
+        kind = row.kind.decode()
+        if kind in _DECISIONS or kind in COMPLETING:
+            decisions.add(row.subject_id.decode())
+        if kind in ("consultation", "edge"):
+            body = msgspec.json.decode(row.body)
+            decisions |= {body["source"]} if kind == "edge" else set()
+            sessions |= {body["session"]} if body.get("session") else set()
+    traces = connection.execute(
+        "SELECT decision_id, lacks FROM decisions WHERE required IS NOT NULL AND decision_id IN "
+        "(SELECT value FROM json_each(?)) UNION SELECT decision_id, lacks FROM decisions "
+        "WHERE required IS NOT NULL AND session IS NOT NULL AND session IN (SELECT value FROM json_each(?))",
+        (msgspec.json.encode(decisions).decode(), msgspec.json.encode(sessions).decode()),
+    )
+    return {name: None if lacks is None else msgspec.json.decode(lacks) for name, lacks in traces}
 
 
 def erased_digest(connection: sqlite3.Connection, seq: int) -> bytes | None:

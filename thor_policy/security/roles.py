@@ -46,6 +46,8 @@ ROLE_OF: dict[str, Role | None] = {
     "maintenance": "control",
     "control": "control",
 }
+#: Roles that suffice for one task of an operation.
+ROLE_OF_TASK: dict[tuple[str, str], Role] = {("maintenance", "shipped"): "ship"}
 #: What counts in figures as true: what a test expects, how a decision turned out, what completes its trace,
 #: what others decided.
 COUNTED = frozenset({"annotations", "outcome", "supplement", "decision_report"})
@@ -138,10 +140,16 @@ class PacksFor:
         return None if ANY_PACK in names or not ANY_PACK_ROLES.isdisjoint(roles) else names
 
 
-def authorise(op: str, caller: Caller, roles: Collection[Role]) -> None:
-    """Raise RequestError `unauthorized`, naming the role, if `roles` lack the role that `op` needs."""
+def authorise(op: str, caller: Caller, roles: Collection[Role], *, task: str | None = None) -> None:
+    """Raise RequestError `unauthorized`, naming the role, if `roles` lack the role that `op` needs.
+
+    Before its `task` is known, an operation is let through for each role that suffices for one of its tasks;
+    whoever decoded the task must call this again.
+    """
     needed = ROLE_OF.get(op, "control")
     if needed in roles or (needed is None and roles):
+        return
+    if any(of == op and task in (None, name) and role in roles for (of, name), role in ROLE_OF_TASK.items()):
         return
     holder = f"the key {caller.key!r}" if caller.key is not None else f"uid {caller.uid}"
     if caller.on_behalf_of is not None:
