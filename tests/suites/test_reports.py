@@ -225,6 +225,14 @@ def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> No
         assert expected in text, expected
 
 
+def test_the_page_has_the_calibration_error_of_attacks_apart() -> None:
+    attacked = answered("A1", "allow", difficulty="attack", misses=("answered allow",))
+    text = words(page(conclude(run_of(answered("Q1"), attacked))))
+    assert "attacked10 %0.800.800" in text
+    assert "others1100 %0.800.200" in text
+    assert "attacked1" not in words(page(conclude(run_of(answered("Q1")))))
+
+
 def test_the_page_has_failures_by_kind_with_question_rules_and_command() -> None:
     why = Why(question="user:lee burn doc:d", rules=("night",), because="It is night.")
     wrong = answered("L1", "allow", misses=("answered allow",), decision_id="0198-aaaa1111", why=why)

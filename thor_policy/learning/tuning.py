@@ -32,11 +32,10 @@ from thor_policy.policy.calibration import Judged, Quality, quality, scaled
 from thor_policy.policy.pack import Abstention, Limits, Pack
 from thor_policy.policy.tightening import served as outcome_of_limits
 from thor_policy.review.ranking import RANDOM_SHARE, drawn
+from thor_policy.suites.scenarios import ATTACK
 
 #: Fewest days that a rate of asks is estimated from.
 LEAST_DAYS = 1.0
-#: The difficulty of scenarios in which the text of a question attacks.
-ATTACK = "attack"
 _ABSTAIN = re.compile(r"^(?P<indent> *)abstain: *\{.*\} *(#.*)?$", re.MULTILINE)
 _LIMITS = re.compile(r"^limits: *$", re.MULTILINE)
 
