@@ -28,7 +28,7 @@ from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.promotion.improve import next_manifest, write_texts
 from thor_policy.policy import bands
 from thor_policy.policy.bands import Choice, Promise, Reviewed, Served
-from thor_policy.policy.calibration import Judged, Quality, quality, scaled
+from thor_policy.policy.calibration import Judged, Quality, Sureness, quality, scaled, sureness, tops
 from thor_policy.policy.pack import Abstention, Limits, Pack
 from thor_policy.policy.tightening import served as outcome_of_limits
 from thor_policy.review.ranking import RANDOM_SHARE, drawn
@@ -53,13 +53,17 @@ class Calibrations(Struct, frozen=True, kw_only=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """What a choice rests on. `drawn` counts the questions of the random sample, reviewed or not."""
+    """What a choice rests on. `drawn` counts the questions of the random sample, reviewed or not.
+
+    `sureness` has the calibration errors of `calibrations` with their intervals.
+    """
 
     reviewed: tuple[Reviewed, ...]
     served: tuple[Served, ...]
     drawn: int
     days: float
     calibrations: Calibrations
+    sureness: tuple[Sureness, ...]
 
 
 def gather(
@@ -89,35 +93,48 @@ def gather(
                 if row["right"] is not None:
                     reviewed.append(Reviewed(confidence=confidence, may_allow=row["right"] == pack.loosest))
             count(len(answered))
-        calibrations = _calibrations(reader, pack.info.sha256, judge)
-    days = max(LEAST_DAYS, (now - first) / 86_400)
+        groups = _judged(reader, pack.info.sha256, judge)
+    measured = (sureness(name, tops(group)) for name, group in groups.items())
     return Evidence(
-        reviewed=tuple(reviewed), served=tuple(answered), drawn=sampled, days=days, calibrations=calibrations
+        reviewed=tuple(reviewed),
+        served=tuple(answered),
+        drawn=sampled,
+        days=max(LEAST_DAYS, (now - first) / 86_400),
+        calibrations=Calibrations(
+            **{name: quality(group) if group else None for name, group in groups.items()}
+        ),
+        sureness=tuple(each for each in measured if each is not None),
     )
 
 
-def _calibrations(reader: Reader, pack_sha256: str, judge: str) -> Calibrations:
+def _judged(reader: Reader, pack_sha256: str, judge: str) -> dict[str, list[Judged]]:
+    """The judged decisions of each group of `Calibrations`."""
     groups: dict[str, list[Judged]] = {"reviews": [], "suites": [], "attacked": []}
     for row in reader.judged(pack_sha256, judge, by="reviews"):
         groups["reviews"].append(_uncalibrated(row))
     for row in reader.judged(pack_sha256, judge, by="suites"):
         groups["attacked" if ATTACK in (row["tags"] or ()) else "suites"].append(_uncalibrated(row))
-    return Calibrations(**{name: quality(group) if group else None for name, group in groups.items()})
+    return groups
 
 
 def _uncalibrated(row: Record) -> Judged:
     return scaled(row["probabilities"], 1 / row["temperature"]), row["right"]
 
 
-def choose(evidence: Evidence, promise: Promise) -> Choice:
-    """The band. Raises CalibrationError where the evidence cannot support the promise."""
+def promise_over(evidence: Evidence, promise: Promise) -> Promise:
+    """The promise for the days that the evidence is of. Raises CalibrationError if nothing is reviewed."""
     if not evidence.reviewed:
         least = bands.needed(promise.false_allows, promise.reviewers_miss)
         raise CalibrationError(
             f"none of the {evidence.drawn} questions of the random sample is reviewed, and {least} reviews "
             "are needed at least: run `thorpolicy review`"
         )
-    return bands.choose(evidence.reviewed, evidence.served, structs.replace(promise, days=evidence.days))
+    return structs.replace(promise, days=evidence.days)
+
+
+def choose(evidence: Evidence, promise: Promise) -> Choice:
+    """The band. Raises CalibrationError where the evidence cannot support the promise."""
+    return bands.choose(evidence.reviewed, evidence.served, promise_over(evidence, promise))
 
 
 def asks_outcome(pack: Pack) -> str:
