@@ -185,6 +185,29 @@ class TestIdentical:
         record(journal, events.calibration_event(calibration, NOON), decision, later)
         assert again(journal, folder, decision).verdict == "identical"
 
+    def test_the_recorded_prior_says_whether_a_contextual_calibration_counted(
+        self, folder: Path, journal: Path
+    ) -> None:
+        corrected, plain = taken(folder, contextual=True), taken(folder)
+        assert corrected.prior
+        assert corrected.confidence != plain.confidence
+        record(journal, corrected, plain)
+        with Reader(journal) as reader:
+            replayer = Replayer(reader, StubEngine(), pack_files.load(folder))
+            for past in (corrected, plain, corrected):
+                assert replayer.replay(past.id).verdict == "identical"
+
+    def test_another_prior_than_then_is_reported(self, folder: Path, journal: Path) -> None:
+        decision = taken(folder, contextual=True)
+        prior = decision.prior | {"allow": decision.prior["allow"] + 1e-9}
+        record(journal, changed := replace(decision, prior=prior))
+        replayed = again(journal, folder, changed)
+        assert (replayed.verdict, replayed.step, replayed.where) == (
+            "same_label",
+            "probabilities",
+            "prior.allow",
+        )
+
     def test_the_adapter_has_a_temperature_of_its_own(self, folder: Path, journal: Path) -> None:
         sha, model = pack_files.load(folder).info.sha256, StubEngine().model
         fields = {"temperature": 2.5, "pack_sha256": sha, "judged": 60}

@@ -25,6 +25,7 @@ from thor_policy.cli.main import cli
 from thor_policy.config import Config, data_path
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor
+from thor_policy.core.errors import CalibrationError
 from thor_policy.core.requests import Annotations
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.writer import Journal
@@ -256,6 +257,53 @@ def test_a_pack_of_rules_alone_has_nothing_to_tune(config: Config) -> None:
     alone = with_settings(config, pack="agent-tools")
     result = run(alone, "--pack", "agent-tools", "--asks-per-day", "1", "--false-allows", "1")
     assert (result.exit_code, "asks no model" in result.output) == (2, True)
+
+
+def alone(config: Config, **settings: Any) -> Config:
+    """The settings of a model without an adapter."""
+    return with_settings(config, adapter="none", **settings)
+
+
+def decided(config: Config, pack: Pack, model_file: catalog.ModelFile, **fields: Any) -> None:
+    """Record a reviewed allow of the random sample, with 0.6 of the probability, without an adapter."""
+    number = next(n for n in range(1_000) if drawn(f"d-{n:06}", "sample", RANDOM_SHARE))
+    with Journal(config.journal_path) as journal:
+        decision = by_model(
+            id=f"d-{number:06}",
+            outcome="allow",
+            allow=True,
+            label="allow",
+            probabilities={"allow": 0.6} | dict.fromkeys(pack.labels[1:], 0.4 / 3),
+            floor=Floor(outcome="allow", final=False, risk="high"),
+            pack=pack.info,
+            model=replace(MODEL, sha256=model_file.sha256, adapter=None),
+            **fields,
+        )
+        journal.decided(decision)
+        review = records.Review(decision_id=decision.id, reviewer="kim", verdict="accept")
+        journal.write(review, record_id="r", at=NOON, caller=CALLER)
+
+
+def test_the_band_is_for_the_confidence_that_the_next_version_will_have(
+    config: Config, pack: Pack, model_file: catalog.ModelFile
+) -> None:
+    """An allow of 0.6 is less than it looks where the model says allow to a question without content, too."""
+    even = (1 - 0.9) / 3
+    decided(config, pack, model_file, prior={"allow": 0.9} | dict.fromkeys(pack.labels[1:], even))
+    corrected = 0.6 / 0.9 / (0.6 / 0.9 + 3 * (0.4 / 3) / even)
+    (reviewed,) = tuning.gather(alone(config), pack, since_days=30, now=NOW).reviewed
+    assert reviewed.confidence == pytest.approx(corrected)
+    plainly = alone(config, contextual_calibration="off")
+    (reviewed,) = tuning.gather(plainly, pack, since_days=30, now=NOW).reviewed
+    assert reviewed.confidence == pytest.approx(0.6)
+
+
+def test_without_a_recorded_prior_the_confidence_to_come_is_unknown_which_is_refused(
+    config: Config, pack: Pack, model_file: catalog.ModelFile
+) -> None:
+    decided(config, pack, model_file)
+    with pytest.raises(CalibrationError, match="contextual_calibration to off"):
+        tuning.gather(alone(config), pack, since_days=30, now=NOW)
 
 
 def test_scenarios_that_attack_are_measured_apart(

@@ -195,6 +195,12 @@ def test_an_empty_group_has_no_error() -> None:
     assert sureness("attacked", []) is None
 
 
+def test_of_a_handful_of_answers_the_interval_says_nothing() -> None:
+    measured = sureness("attacked", tops(overconfident(9, by=0.3, seed=1)))
+    assert measured is not None
+    assert (measured.low, measured.high) == (0.0, 1.0)
+
+
 def test_an_interval_is_repeatable() -> None:
     assert sureness("x", tops(judged(40, true_temperature=2.0))) == sureness(
         "x", tops(judged(40, true_temperature=2.0))

@@ -5,8 +5,8 @@ active pack is changed; the next version differs in version, supersedes and `lim
 decides nothing until it has passed the gate. Main thread of a command.
 
 Only the random sample of reviews counts (`review.ranking`): what reviewers look at first is worse than the
-rest. Confidence is that of the model without a calibration, because none holds for the next version until
-it has one.
+rest. Confidence is that which the next version will have: no calibration holds for it until one is fitted,
+but a contextual calibration does (`Config.contextual_calibration`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.promotion.improve import next_manifest, write_texts
 from thor_policy.policy import bands
 from thor_policy.policy.bands import Choice, Promise, Reviewed, Served
-from thor_policy.policy.calibration import Judged, Quality, Sureness, quality, scaled, sureness, tops
+from thor_policy.policy.calibration import (
+    Judged,
+    Quality,
+    Sureness,
+    Top,
+    contextual,
+    quality,
+    scaled,
+    sureness,
+)
 from thor_policy.policy.pack import Abstention, Limits, Pack
 from thor_policy.policy.tightening import served as outcome_of_limits
 from thor_policy.review.ranking import RANDOM_SHARE, drawn
@@ -41,7 +50,7 @@ _LIMITS = re.compile(r"^limits: *$", re.MULTILINE)
 
 
 class Calibrations(Struct, frozen=True, kw_only=True):
-    """How well the model's confidence agrees with how often it is right, without a calibration.
+    """How well the model's probabilities agree with how often it is right, without any calibration.
 
     `attacked` are the scenarios of the difficulty `attack`, apart from the `suites` without them. None: there
     is none.
@@ -55,7 +64,7 @@ class Calibrations(Struct, frozen=True, kw_only=True):
 class Evidence(Struct, frozen=True, kw_only=True):
     """What a choice rests on. `drawn` counts the questions of the random sample, reviewed or not.
 
-    `sureness` has the calibration errors of `calibrations` with their intervals.
+    `sureness` has the errors of the confidence that the next version will have, with their intervals.
     """
 
     reviewed: tuple[Reviewed, ...]
@@ -78,15 +87,24 @@ def gather(
     model = catalog.resolve(config.model, config.models_dir)
     adapter = find_adapter(config.adapter, config.adapter_scale, config, model.name)
     judge = identity_of(model.sha256, adapter.adapter if adapter else None)[:12]
+    contextual_calibration = config.is_contextual and adapter is None
     limits = structs.replace(pack.manifest.limits, abstain=None)
     asks = asks_outcome(pack)
     since = datetime.fromtimestamp(now, UTC) - timedelta(days=since_days)
     reviewed, answered, sampled, first = [], [], 0, now
     with Reader(config.journal_path) as reader, display.counting("decisions read") as count:
+        prior = reader.prior(pack.info.sha256, judge) if contextual_calibration else {}
         for row in reader.answered(pack.info.sha256, since=since.strftime("%Y-%m-%dT%H:%M:%S.%fZ")):
             first = min(first, datetime.fromisoformat(row["timestamp"]).timestamp())
             by_model = bool(row["label"]) and row["model"] == judge
-            confidence, outcome = _without_band(pack, limits, row) if by_model else (None, row["decision"])
+            if by_model and contextual_calibration and not prior:
+                raise CalibrationError(
+                    f"no decision of {pack.info.name} has a contextual calibration, which the next version "
+                    "will have: let the daemon decide with it, or set contextual_calibration to off"
+                )
+            confidence, outcome = (
+                _without_band(pack, limits, row, prior) if by_model else (None, row["decision"])
+            )
             answered.append(Served(confidence=confidence, asks=outcome == asks))
             if by_model and drawn(row["decision_id"], "sample", RANDOM_SHARE):
                 sampled += 1
@@ -94,7 +112,9 @@ def gather(
                     reviewed.append(Reviewed(confidence=confidence, may_allow=row["right"] == pack.loosest))
             count(len(answered))
         groups = _judged(reader, pack.info.sha256, judge)
-    measured = (sureness(name, tops(group)) for name, group in groups.items())
+    measured = (
+        sureness(name, [_top(p, right, prior) for p, right in group]) for name, group in groups.items()
+    )
     return Evidence(
         reviewed=tuple(reviewed),
         served=tuple(answered),
@@ -157,13 +177,22 @@ def write(active: Pack, below: float, folder: Path) -> Pack:
     return write_texts(active, manifest, {"pack.yaml": _with_band(text, band)}, directory)
 
 
-def _without_band(pack: Pack, limits: Limits, row: Record) -> tuple[float | None, str]:
+def _top(probabilities: Mapping[str, float], right: str, prior: Mapping[str, float]) -> Top:
+    """The confidence in the model's label, and whether the label is right."""
+    label = max(probabilities, key=probabilities.__getitem__)
+    return (contextual(probabilities, prior) if prior else probabilities)[label], label == right
+
+
+def _without_band(
+    pack: Pack, limits: Limits, row: Record, prior: Mapping[str, float]
+) -> tuple[float | None, str]:
     """The confidence of an allow without any band, None if it is no allow; and the outcome without a band."""
     probabilities: Mapping[str, float] = scaled(row["probabilities"], 1 / row["temperature"])
     outcome, _ = outcome_of_limits(
         pack.labels, limits, row["floor"], row["risk_level"], row["label"], probabilities
     )
-    return (probabilities[outcome] if outcome == pack.loosest else None), outcome
+    confidences = contextual(probabilities, prior) if prior else probabilities
+    return (confidences[outcome] if outcome == pack.loosest else None), outcome
 
 
 def _with_band(text: str, band: Abstention) -> str:

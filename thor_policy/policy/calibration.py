@@ -1,10 +1,14 @@
-"""Calibration: a temperature that makes the label probabilities agree with how often they are right.
+"""Calibration: what makes confidence agree with how often answers are right.
 
-Owns the fit, its application and its figures. Invariant: a temperature keeps the order of the labels, so
-it changes the confidence and never the label. Pure; any thread.
+Owns the fit of a temperature, its application, contextual calibration, and their figures. Invariant: a
+temperature keeps the order of the labels, so it changes the confidence and never the label. Pure; any thread.
 
 With probabilities p and temperature T, the calibrated probabilities are p^(1/T), scaled to sum to 1.
 T > 1 lowers the confidence, T < 1 raises it (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+Where nothing was reviewed yet, there is no temperature. Then the confidence may come from p divided by the
+probabilities of questions without content, scaled to sum to 1 (Zhao et al. 2021, "Calibrate Before Use"):
+that removes the bias that instruction and examples give a model that was not trained for the pack. It may
+change the order of the labels, so nothing but a confidence is taken from it.
 """
 
 from __future__ import annotations
@@ -21,8 +25,11 @@ from thor_policy.core.records import HIGHEST, LEAST, LOWEST, Calibration
 
 #: Bins of equal width for the expected calibration error.
 BINS = 15
-#: Resamples behind an interval of the expected calibration error, and the share of it outside on each side.
-RESAMPLES, _TAIL = 1_000, 0.025
+#: Resamples behind an interval of the expected calibration error: how many, and how few where there are so
+#: many decisions that these would be more draws than take some seconds. The share of it outside on each side.
+RESAMPLES, _LEAST_RESAMPLES, _MOST_DRAWS, _TAIL = 1_000, 200, 2_000_000, 0.025
+#: Decisions below which a bootstrap says nothing: the interval is then 0 to 1.
+_TOO_FEW = 10
 #: Used in place of a probability of zero in a likelihood.
 _TINY = 1e-12
 #: A judged decision: the probability of every label, and the label that was right.
@@ -173,20 +180,23 @@ def sureness(name: str, tops: Sequence[Top]) -> Sureness | None:
         return None
     chance = random.Random(0)  # noqa: S311  (a repeatable interval, no secret)
     error, count = _ece(tops), len(tops)
-    resampled = sorted(_ece(chance.choices(tops, k=count)) for _ in range(RESAMPLES))
-    calibrated = sorted(_ece([(p, chance.random() < p) for p, _ in tops]) for _ in range(RESAMPLES))
-    last = RESAMPLES - 1
-    upper = resampled[round(last * (1 - _TAIL))]
-    is_chance = error <= calibrated[round(last * (1 - 2 * _TAIL))]
+    times = max(_LEAST_RESAMPLES, min(RESAMPLES, _MOST_DRAWS // count))
+    calibrated = sorted(_ece([(p, chance.random() < p) for p, _ in tops]) for _ in range(times))
+    low, high = 0.0, 1.0
+    if count >= _TOO_FEW:
+        resampled = sorted(_ece(chance.choices(tops, k=count)) for _ in range(times))
+        high = resampled[round((times - 1) * (1 - _TAIL))]
+        is_chance = error <= calibrated[round((times - 1) * (1 - 2 * _TAIL))]
+        low = 0.0 if is_chance else max(0.0, 2 * error - high)
     return Sureness(
         name=name,
         count=count,
         accuracy=sum(hit for _, hit in tops) / count,
         confidence=math.fsum(p for p, _ in tops) / count,
         ece=error,
-        low=0.0 if is_chance else min(error, max(0.0, 2 * error - upper)),
-        high=max(error, upper),
-        by_chance=math.fsum(calibrated) / RESAMPLES,
+        low=min(error, low),
+        high=max(error, high),
+        by_chance=math.fsum(calibrated) / times,
     )
 
 

@@ -275,7 +275,7 @@ class Pack:
         because = f", for {floor.all_reasons}" if floor.because else ""
         return f"{self.question(evaluation, floor.facts, precedents)}\nrules ask: {floor.outcome}{because}"
 
-    def content_free(self, floor: str | None) -> tuple[str, ...]:
+    def content_free(self, floor: str | None = None) -> tuple[str, ...]:
         """Questions that say nothing: each field of the pack has a filler for its value.
 
         `floor` is the outcome of the rules that a brief question ends with; None: behind the full prefix.
