@@ -47,10 +47,10 @@ class PackStatus(Struct, frozen=True, kw_only=True):
     role: PackRole
     prefix_tokens: int
     temperature: float
-    contextual: bool
     adapter: str | None
     path: str
     failed_expressions: dict[str, int] = {}
+    contextual: bool = False
 
 
 class ApprovalsStatus(Struct, frozen=True, kw_only=True):

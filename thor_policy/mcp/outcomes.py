@@ -55,7 +55,7 @@ def ended(response: Response) -> Ended:
         return Ended("FAILURE", response.error_text)
     result = response.result if isinstance(response.result, dict) else {}
     kind = result.get("resultType", "complete")
-    if "task" in result or kind != "complete":
+    if isinstance(result.get("task"), dict) or kind != "complete":
         return Ended("PENDING", why="the server answered with no result yet")
     return Ended("FAILURE" if result.get("isError") is True else "SUCCESS", _text_of(result))
 
