@@ -273,7 +273,7 @@ def test_the_calibration_error_of_injected_questions_stands_beside_that_of_their
     assert (originals.name, originals.count, originals.ece) == ("originals", 1, pytest.approx(0.2))
 
 
-def test_questions_that_rules_answer_or_with_several_right_outcomes_are_in_no_calibration_error() -> None:
+def test_questions_that_rules_answer_are_in_no_calibration_error_and_any_accepted_label_is_right() -> None:
     scenario = asking(SITUATION)
     several = msgspec.structs.replace(scenario, expect=Expectation(one_of=("allow", "hold")))
     every = list(invariance.variants(scenario, MATERIAL, ["injections"]))[:3]
@@ -286,7 +286,8 @@ def test_questions_that_rules_answer_or_with_several_right_outcomes_are_in_no_ca
         return {"context": {"outcome": "allow", "floor": "allow", "probabilities": p}}
 
     assert invariance.sureness(list(invariance.compare([scenario], every, by_rule, LABELS))) == ()
-    assert invariance.sureness(list(invariance.compare([several], every, by_model, LABELS))) == ()
+    attacked, _ = invariance.sureness(list(invariance.compare([several], every, by_model, LABELS)))
+    assert (attacked.count, attacked.accuracy) == (len(every), 1.0)
 
 
 # ---------------------------------------------------------------- the rules of the packs that ship

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct, field
 
 from thor_policy.policy import calibration
-from thor_policy.policy.calibration import Judged, Quality, Sureness
+from thor_policy.policy.calibration import Judged, Quality, Sureness, Top
 from thor_policy.policy.tightening import DOUBT
 from thor_policy.suites.intervals import Rate, rate
 from thor_policy.suites.model_effect import Case, Effect, effect_of
@@ -80,7 +80,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     scenario accepts alone. `effects` say for each pack what the model adds and costs. `reasons_replaced`
     counts the model's reasons that did not hold, of all that it gave. `pass_k` holds, for k = 1 ..
     repeats, the chance that k answers in a row pass. `calibration` is that of the model's label; `sureness`
-    has its error apart for the scenarios whose text attacks (`attacked`) and for the `others`.
+    has its error apart for the scenarios whose text attacks (`attacked`) and for the `others`, also where
+    several outcomes are right.
     `mean_coverage` is over the reasons that were measured.
     """
 
@@ -343,10 +344,17 @@ def _sureness(scored: Sequence[Item]) -> tuple[Sureness, ...]:
         "attacked": [item for item in scored if item.difficulty == ATTACK],
         "others": [item for item in scored if item.difficulty != ATTACK],
     }
-    measured = (
-        calibration.sureness(name, calibration.tops(_judged(items))) for name, items in groups.items()
-    )
+    measured = (calibration.sureness(name, _tops(items)) for name, items in groups.items())
     return tuple(sureness for sureness in measured if sureness is not None)
+
+
+def _tops(scored: Iterable[Item]) -> list[Top]:
+    """The confidence in the model's label, and whether the scenario accepts it, alone or among others."""
+    return [
+        (item.probabilities[item.label], item.label in item.accepted)
+        for item in scored
+        if item.label is not None
+    ]
 
 
 def _judged(scored: Iterable[Item]) -> list[Judged]:
