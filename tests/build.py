@@ -42,6 +42,8 @@ from thor_policy.telemetry.clocks import Instant
 
 #: How long a test waits for an expected event, in seconds; far more than it takes.
 WAIT_S = 60.0
+#: Scores before a daemon is ready: the questions without content, and the warm-up.
+SCORES_AT_START = 4
 #: 2026-07-01T12:00:00Z.
 NOON = 1_782_907_200.0
 

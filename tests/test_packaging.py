@@ -79,6 +79,7 @@ class TestBuild:
             for path in (path for path in data_path(name).rglob("*") if path.suffix in suffixes):
                 assert f"thor_policy/data/{name}/{path.relative_to(data_path(name))}" in names
         assert "thor_policy/suites/html_report.html" in names
+        assert "thor_policy/learning/tuning_page.html" in names
         assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
     def test_the_sdist_contains_the_tests_and_the_lock_files(self, built: dict[str, Path]) -> None:

@@ -310,6 +310,14 @@ class Config:
         most=100_000,
     )
 
+    contextual_calibration: str = _setting(
+        "on",
+        "Correct the confidence of decisions by what the model says to questions without content "
+        "(contextual calibration), for a pack and model that no calibration was fitted for. Not with an "
+        "adapter, which was trained. It never changes the model's label.",
+        choices=("on", "off"),
+    )
+
     cache_size: int = _setting(
         10_000, "Scores kept for questions that may be asked again. 0: no cache.", least=0, most=10_000_000
     )
@@ -791,6 +799,11 @@ class Config:
     def events_endpoint(self) -> str:
         """Address at which decisions and explanations are published as soon as they are recorded."""
         return self.endpoint + EVENTS_SUFFIX
+
+    @property
+    def is_contextual(self) -> bool:
+        """Whether confidence gets a contextual calibration where nothing was reviewed."""
+        return self.contextual_calibration == "on"
 
     @property
     def events_path(self) -> Path:

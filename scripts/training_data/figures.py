@@ -58,6 +58,10 @@ class Judge:
         question = pack.question(evaluation, floor.facts)
         if self._adapter and floor_shown:
             question = pack.brief_question(evaluation, floor)
+        return self.answer(pack, question)
+
+    def answer(self, pack: Pack, question: str) -> dict[str, float]:
+        """The probability of each label for the text of a question."""
         key = resident_key(pack.info.sha256, self._adapter)
         return self._engine.score(key, question, NEVER_NS).probabilities
 

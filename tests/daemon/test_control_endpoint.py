@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import zmq
 
+from tests.build import SCORES_AT_START
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.decisions import Scored
@@ -67,16 +68,16 @@ def test_hostile_frames_get_an_error_each(served: Config, frame: bytes) -> None:
 
 
 class HeldEngine(StubEngine):
-    """A stub that scores nothing after its warm-up until it may."""
+    """A stub that scores nothing after the start until it may."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.warm, self.may = False, threading.Event()
+        self.scores, self.may = 0, threading.Event()
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        if self.warm:
+        self.scores += 1
+        if self.scores > SCORES_AT_START:
             assert self.may.wait(PATIENCE_MS / 1_000)
-        self.warm = True
         return super().score(pack_sha256, question, deadline_ns)
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import write_pack
+from tests.build import SCORES_AT_START, write_pack
 from thor_policy import catalog
 from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
@@ -287,9 +287,9 @@ def test_an_idle_daemon_detects_drift_and_status_and_journal_show_it(
     drifted = threading.Event()
 
     def count() -> None:
-        if len(engine.questions) == 1 + examples:  # one question of the warm-up, then a whole replay
+        if len(engine.questions) == SCORES_AT_START + examples:  # then a whole replay
             engine.fixed_label = "allow"
-        if len(engine.questions) == 1 + 3 * examples:
+        if len(engine.questions) == SCORES_AT_START + 3 * examples:
             drifted.set()
 
     engine = ObservedEngine(count)

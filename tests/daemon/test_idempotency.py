@@ -18,7 +18,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.build import booted, by_model, by_rule, fallback, write_adapter_header, write_pack
+from tests.build import SCORES_AT_START, booted, by_model, by_rule, fallback, write_adapter_header, write_pack
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -445,7 +445,7 @@ class TestJournal:
 
 
 class GatedEngine(StubEngine):
-    """A stub that scores nothing after the warm-up until its gate opens; `scores` counts the questions."""
+    """A stub that scores nothing after the start until its gate opens; `scores` counts the questions."""
 
     scores = 0
 
@@ -456,20 +456,20 @@ class GatedEngine(StubEngine):
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         self.scores += 1
-        if self.scores > 1:
+        if self.scores > SCORES_AT_START:
             self.scoring.release()
             assert self.gate.wait(PATIENCE_MS / 1000)
         return super().score(pack_sha256, question, deadline_ns)
 
 
 class BrokenEngine(StubEngine):
-    """A stub whose first score after the warm-up raises an unexpected error."""
+    """A stub whose first score after the start raises an unexpected error."""
 
     scores = 0
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         self.scores += 1
-        if self.scores == 2:
+        if self.scores == SCORES_AT_START + 1:
             raise ZeroDivisionError("a bug")
         return super().score(pack_sha256, question, deadline_ns)
 
@@ -585,7 +585,7 @@ class TestQuestions:
             replies = [json.loads(opened.recv()) for _ in range(5)]
         assert {reply["id"] for reply in replies} == set("01234")
         assert len({reply["context"]["decision_id"] for reply in replies}) == 1
-        assert (engine.scores, rows(config)) == (2, 1)
+        assert (engine.scores, rows(config)) == (SCORES_AT_START + 1, 1)
 
     def test_repeated_after_they_expired_get_the_decision_that_was_recorded(self, config: Config) -> None:
         engine = GatedEngine()

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import zmq
 
+from tests.build import SCORES_AT_START
 from tests.callers import as_root, replies_to
 from thor_policy.client.blocking import Client
 from thor_policy.client.requests import Tracked
@@ -69,9 +70,9 @@ DEPLOY: dict[str, Json] = {
 
 
 class GatedEngine(StubEngine):
-    """A stub that scores nothing after the warm-up until its gate opens; each question releases `scoring`."""
+    """A stub that scores nothing after the start until its gate opens; each question releases `scoring`."""
 
-    warm = False
+    scores = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,21 +80,21 @@ class GatedEngine(StubEngine):
         self.scoring = threading.Semaphore(0)
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
-        if self.warm:
+        self.scores += 1
+        if self.scores > SCORES_AT_START:
             self.scoring.release()
             assert self.gate.wait(PATIENCE_MS / 1000)
-        self.warm = True
         return super().score(pack_sha256, question, deadline_ns)
 
 
 class BrokenEngine(StubEngine):
-    """A stub whose first score after the warm-up raises an unexpected error."""
+    """A stub whose first score after the start raises an unexpected error."""
 
     scores = 0
 
     def score(self, pack_sha256: str, question: str, deadline_ns: int) -> Scored:
         self.scores += 1
-        if self.scores == 2:
+        if self.scores == SCORES_AT_START + 1:
             raise ZeroDivisionError("a bug")
         return super().score(pack_sha256, question, deadline_ns)
 

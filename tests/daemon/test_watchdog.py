@@ -23,6 +23,7 @@ import pytest
 import random_phi
 import zmq
 
+from tests.build import SCORES_AT_START
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.decisions import Decision, Explanation, Scored
@@ -56,16 +57,16 @@ from thor_policy.cli.main import main
 from thor_policy.core.errors import EngineError
 
 class Engine(testing.StubEngine):
-    warm = False
+    scores = 0
 
     def score(self, *question):
-        if not self.warm:
+        self.scores += 1
+        if self.scores == AT_START:
             print("warming", file=sys.stderr, flush=True)
             if sys.stdin.readline() != "go\\n":
                 raise EngineError("a decode failed")
-            self.warm = True
             self.warmed()
-        elif HANGS:
+        elif self.scores > AT_START and HANGS:
             print("hanging", file=sys.stderr, flush=True)
             if AWAITED:  # so that an orderly end would wait for this thread
                 threading.Thread(target=threading.Event().wait, daemon=False).start()
@@ -356,7 +357,11 @@ class Daemon:
 
     def __init__(self, config: Config, listener: Listener, *, hangs: bool, **settings: str) -> None:
         arguments = ("serve", "--state-dir", str(config.state_dir), "--endpoint", config.endpoint)
-        program = DAEMON.replace("HANGS", str(hangs)).replace("AWAITED", str("stall_s" in settings))
+        program = (
+            DAEMON.replace("AT_START", str(SCORES_AT_START))
+            .replace("HANGS", str(hangs))
+            .replace("AWAITED", str("stall_s" in settings))
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             stdin=subprocess.PIPE,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from thor_policy.config import Config, data_path
 from thor_policy.core import records
 from thor_policy.daemon.service import serving
 from thor_policy.hook import main
-from thor_policy.hook.calls import Fault
+from thor_policy.hook.calls import Fault, Output
 from thor_policy.hook.installation import ENTRY
 from thor_policy.hook.state import State
 from thor_policy.journal.reader import Reader
@@ -424,3 +424,95 @@ def test_a_well_formed_traceparent_of_the_environment_is_recorded(
     with Reader(gate.journal_path) as reader:
         (newest,) = reader.decisions(limit=1)
     assert (f"traceparent:{given}" in newest["tags"]) is recorded
+
+
+# ---------------------------------------------------------------- bounds of calls that never end
+
+
+def gemini(event: str, command: str = "pytest -q", **members: Any) -> bytes:
+    """An event of an agent that gives its calls no ids: equal calls have one key."""
+    return json.dumps(
+        {
+            "hook_event_name": event,
+            "session_id": "s",
+            "cwd": CWD,
+            "tool_name": "run_shell_command",
+            "tool_input": {"command": command},
+        }
+        | members
+    ).encode()
+
+
+@pytest.fixture
+def hooked(gate: Config, tmp_path: Path) -> Callable[[bytes], Output]:
+    """A run of the hook in this process, which costs no start of a program."""
+    options = main.Options("gemini", endpoint=gate.endpoint, state=str(tmp_path / "state"))
+
+    def run(data: bytes) -> Output:
+        return main.Run(options, {}, time.monotonic() + 60).output(data)
+
+    run(gemini("BeforeAgent", prompt="Run the tests."))
+    return run
+
+
+def outcomes_of(config: Config, decision_id: str) -> list[str]:
+    with Reader(config.journal_path) as reader:
+        return [outcome["status"] for outcome in reader.trace(decision_id)["outcomes"]]
+
+
+def test_seventy_equal_calls_that_never_end_block_no_later_one(
+    gate: Config, hooked: Callable[[bytes], Output], tmp_path: Path
+) -> None:
+    for _ in range(70):
+        assert hooked(gemini("BeforeTool")) == Output("{}")
+    last = newest(gate)["decision_id"]
+    assert hooked(gemini("AfterTool", tool_response={"llmContent": "done"})) == Output("{}")
+    assert outcomes_of(gate, last) == ["SUCCESS"]
+    assert State(str(tmp_path / "state")).losses() == 64
+
+
+def test_the_outcome_of_a_call_is_not_recorded_on_the_one_that_was_broken_off(
+    gate: Config, hooked: Callable[[bytes], Output]
+) -> None:
+    hooked(gemini("BeforeTool"))
+    broken_off = newest(gate)["decision_id"]
+    hooked(gemini("BeforeTool"))
+    ran = newest(gate)["decision_id"]
+    hooked(gemini("AfterTool", tool_response={"error": "exit status 1"}))
+    assert (outcomes_of(gate, broken_off), outcomes_of(gate, ran)) == ([], ["FAILURE"])
+
+
+def test_ends_without_a_beginning_and_ends_that_come_twice_record_nothing_more(
+    gate: Config, hooked: Callable[[bytes], Output], tmp_path: Path
+) -> None:
+    hooked(gemini("AfterTool", "cargo test", tool_response={}))
+    hooked(gemini("BeforeTool", "cargo test"))
+    decision = newest(gate)["decision_id"]
+    for _ in range(3):
+        assert hooked(gemini("AfterTool", "cargo test", tool_response={})) == Output("{}")
+    assert outcomes_of(gate, decision) == ["SUCCESS"]
+    assert State(str(tmp_path / "state")).losses() == 0
+
+
+def test_sessions_take_no_outcome_of_each_other(gate: Config, hooked: Callable[[bytes], Output]) -> None:
+    decisions = {}
+    for number in range(8):
+        hooked(gemini("BeforeAgent", session_id=f"s{number}", prompt="Run the tests."))
+        hooked(gemini("BeforeTool", session_id=f"s{number}"))
+        decisions[number] = newest(gate)["decision_id"]
+    hooked(gemini("AfterTool", session_id="s5", tool_response={}))
+    assert [number for number, decision in decisions.items() if outcomes_of(gate, decision)] == [5]
+
+
+def test_a_clock_that_steps_leaves_the_workspace_where_the_session_began(
+    gate: Config, hooked: Callable[[bytes], Output], tmp_path: Path
+) -> None:
+    for days in (-20, 20, 0):
+        at = time.time() + days * 86_400
+        for path in (tmp_path / "state").iterdir():
+            os.utime(path, (at, at))
+        hooked(gemini("BeforeAgent", prompt="Go on.", cwd="/srv/other"))
+        hooked(gemini("BeforeTool", cwd="/srv/other"))
+        assert newest(gate)["decision"] == "require_confirmation", days
+        hooked(gemini("BeforeTool"))
+        assert newest(gate)["decision"] == "allow", days

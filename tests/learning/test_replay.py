@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -184,6 +185,29 @@ class TestIdentical:
         later = events.calibration_event(replace(calibration, temperature=0.5), NOON + 9)
         record(journal, events.calibration_event(calibration, NOON), decision, later)
         assert again(journal, folder, decision).verdict == "identical"
+
+    def test_the_recorded_prior_says_whether_a_contextual_calibration_counted(
+        self, folder: Path, journal: Path
+    ) -> None:
+        corrected, plain = taken(folder, contextual=True), taken(folder)
+        assert corrected.prior
+        assert corrected.confidence != plain.confidence
+        record(journal, corrected, plain)
+        with Reader(journal) as reader:
+            replayer = Replayer(reader, StubEngine(), pack_files.load(folder))
+            for past in (corrected, plain, corrected):
+                assert replayer.replay(past.id).verdict == "identical"
+
+    def test_another_prior_than_then_is_reported(self, folder: Path, journal: Path) -> None:
+        decision = taken(folder, contextual=True)
+        prior = decision.prior | {"allow": decision.prior["allow"] + 1e-9}
+        record(journal, changed := replace(decision, prior=prior))
+        replayed = again(journal, folder, changed)
+        assert (replayed.verdict, replayed.step, replayed.where) == (
+            "same_label",
+            "probabilities",
+            "prior.allow",
+        )
 
     def test_the_adapter_has_a_temperature_of_its_own(self, folder: Path, journal: Path) -> None:
         sha, model = pack_files.load(folder).info.sha256, StubEngine().model
@@ -566,6 +590,25 @@ def test_decisions_of_a_daemon_are_identical_and_refused_after_one_changed_byte_
     assert refused.exit_code == 2
     assert pack_files.load(data_path("prompts") / "team-governance").info.sha256 in refused.stdout
     assert run().exit_code == run(first, "--random", "1").exit_code == 2
+
+
+@pytest.mark.model
+def test_a_contextual_calibration_of_the_real_model_is_repeated_to_the_bit(
+    config: Config, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once by the daemon that decided, once by the engine of the replay, which asks without content anew."""
+    monkeypatch.setenv("THOR_POLICY_ADAPTER", "none")
+    alone = dataclasses.replace(config, adapter="none")
+    with daemon_that_was_asked(alone, 4) as tiers:
+        assert "model" in tiers
+    with Reader(config.journal_path) as reader:
+        bodies = [reader.trace(row["decision_id"])["event"]["body"] for row in reader.decisions(limit=10)]
+    priors = [body["prior"] for body in bodies if body["tier"] == "model"]
+    assert priors[1:] == priors[:-1]
+    assert sum(priors[0].values()) == pytest.approx(1)
+    monkeypatch.setenv("THOR_POLICY_CONTEXTUAL_CALIBRATION", "off")  # a replay reads the record alone
+    report = json.loads(run("--since", "2026-01-01", "--json").stdout)
+    assert report["counts"] == {"identical": 4}
 
 
 @pytest.mark.model

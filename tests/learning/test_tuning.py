@@ -14,19 +14,24 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import CALLER, MODEL, NOON, by_model, by_rule
+from tests.page_parser import PageParser
 from thor_policy import catalog
 from thor_policy.cli.main import cli
 from thor_policy.config import Config, data_path
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor
+from thor_policy.core.errors import CalibrationError
 from thor_policy.core.requests import Annotations
 from thor_policy.daemon.loading import find_adapter
 from thor_policy.journal.writer import Journal
-from thor_policy.learning import tuning
+from thor_policy.learning import tuning, tuning_page
 from thor_policy.policy import pack_files
+from thor_policy.policy.bands import Promise, Reviewed, Served, chosen, curve
 from thor_policy.policy.pack import Pack
 from thor_policy.review.ranking import RANDOM_SHARE, drawn
 
@@ -142,6 +147,85 @@ def test_a_band_is_chosen_and_written_as_the_next_version(
     assert max(map(len, shown.output.splitlines())) <= 80
 
 
+def test_the_curve_is_a_page_that_asks_nobody_and_runs_nothing(
+    config: Config, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill(3_000)
+    file = tmp_path / "new" / "curve.html"
+    promise = ["--asks-per-day", "3000", "--false-allows", "10"]
+    answer = json.loads(run(config, *promise, "--html", str(file), "--json").stdout)
+    parser = PageParser(file.read_text(encoding="utf-8"))
+    text = " ".join(parser.text.split())
+    assert f"An allow below {answer['below']:.2f} asks" in text
+    for point in answer["curve"]:
+        if round(point["below"] * 100) % 10 == 0 or point["below"] == answer["below"]:
+            assert f"{point['below']:.2f}{100 * point['false_allows']:.2f} %" in text
+    assert f"reviews{answer['reviewed']}" in text  # the calibration error of the reviews, with its count
+    assert parser.security_policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert parser.references == []
+
+
+def test_the_page_of_a_refusal_shows_the_curve_and_the_reason(
+    config: Config, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill(400)
+    file = tmp_path / "curve.html"
+    result = run(config, "--asks-per-day", "1", "--false-allows", "10", "--html", str(file))
+    assert result.exit_code == 2
+    text = " ".join(PageParser(file.read_text(encoding="utf-8")).text.split())
+    assert "No band keeps both promises" in text
+    assert "the narrowest that keeps false allows" in text
+    assert "chosen" not in text.partition("Bands")[2]
+
+
+def test_without_reviews_there_is_no_curve_and_no_page(
+    config: Config, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill(40, reviewed=False)
+    file = tmp_path / "curve.html"
+    result = run(config, "--asks-per-day", "1", "--false-allows", "10", "--html", str(file))
+    assert (result.exit_code, file.exists()) == (2, False)
+
+
+def test_the_page_shows_hostile_names_as_text(pack: Pack) -> None:
+    hostile = "<script>x</script>\u202e\ud800"
+    evidence = tuning.Evidence(
+        reviewed=(Reviewed(confidence=0.9, may_allow=True),) * 3,
+        served=(Served(confidence=0.9, asks=False),) * 3,
+        drawn=3,
+        days=1.0,
+        calibrations=tuning.Calibrations(reviews=None, suites=None, attacked=None),
+        sureness=(),
+    )
+    named = replace(pack.info, name=hostile, version=hostile)
+    html = tuning_page.page(named, hostile, evidence, Promise(asks_per_day=1, false_allows=0.5, days=1))
+    assert "<script" not in html
+    assert "\u202e" not in html
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.floats(0, 1), st.booleans()), min_size=1, max_size=40),
+    st.floats(0, 1e9),
+    st.floats(1e-9, 1),
+)
+def test_everything_in_the_chart_is_inside_its_frame(
+    questions: list[tuple[float | None, bool]], asks_per_day: float, false_allows: float
+) -> None:
+    promise = Promise(asks_per_day=asks_per_day, false_allows=false_allows, days=1)
+    points = curve(
+        [Reviewed(confidence=confidence, may_allow=right) for confidence, right in questions],
+        [Served(confidence=confidence, asks=right) for confidence, right in questions],
+        promise,
+    )
+    chart = tuning_page.chart(points, chosen(points), promise)
+    for mark in chart.marks:
+        assert tuning_page.LEFT <= mark.left <= mark.x <= mark.right <= tuning_page.WIDTH
+        assert 0 <= mark.top <= mark.y <= mark.bottom <= tuning_page.HEIGHT
+    assert sum(mark.is_chosen for mark in chart.marks) == (chosen(points) is not None)
+    assert 3 <= len(chart.x_ticks) <= 11
+    assert len({text for text, _ in chart.y_ticks}) == len(chart.y_ticks)
+
+
 @pytest.mark.parametrize("name", ["team-governance", "discount-approval", "invoice-exception", "trade-risk"])
 def test_the_band_can_be_written_into_each_shipped_pack_that_asks_a_model(name: str, tmp_path: Path) -> None:
     written = tuning.write(pack_files.load(data_path("prompts") / name), 0.75, tmp_path)
@@ -173,6 +257,53 @@ def test_a_pack_of_rules_alone_has_nothing_to_tune(config: Config) -> None:
     alone = with_settings(config, pack="agent-tools")
     result = run(alone, "--pack", "agent-tools", "--asks-per-day", "1", "--false-allows", "1")
     assert (result.exit_code, "asks no model" in result.output) == (2, True)
+
+
+def alone(config: Config, **settings: Any) -> Config:
+    """The settings of a model without an adapter."""
+    return with_settings(config, adapter="none", **settings)
+
+
+def decided(config: Config, pack: Pack, model_file: catalog.ModelFile, **fields: Any) -> None:
+    """Record a reviewed allow of the random sample, with 0.6 of the probability, without an adapter."""
+    number = next(n for n in range(1_000) if drawn(f"d-{n:06}", "sample", RANDOM_SHARE))
+    with Journal(config.journal_path) as journal:
+        decision = by_model(
+            id=f"d-{number:06}",
+            outcome="allow",
+            allow=True,
+            label="allow",
+            probabilities={"allow": 0.6} | dict.fromkeys(pack.labels[1:], 0.4 / 3),
+            floor=Floor(outcome="allow", final=False, risk="high"),
+            pack=pack.info,
+            model=replace(MODEL, sha256=model_file.sha256, adapter=None),
+            **fields,
+        )
+        journal.decided(decision)
+        review = records.Review(decision_id=decision.id, reviewer="kim", verdict="accept")
+        journal.write(review, record_id="r", at=NOON, caller=CALLER)
+
+
+def test_the_band_is_for_the_confidence_that_the_next_version_will_have(
+    config: Config, pack: Pack, model_file: catalog.ModelFile
+) -> None:
+    """An allow of 0.6 is less than it looks where the model says allow to a question without content, too."""
+    even = (1 - 0.9) / 3
+    decided(config, pack, model_file, prior={"allow": 0.9} | dict.fromkeys(pack.labels[1:], even))
+    corrected = 0.6 / 0.9 / (0.6 / 0.9 + 3 * (0.4 / 3) / even)
+    (reviewed,) = tuning.gather(alone(config), pack, since_days=30, now=NOW).reviewed
+    assert reviewed.confidence == pytest.approx(corrected)
+    plainly = alone(config, contextual_calibration="off")
+    (reviewed,) = tuning.gather(plainly, pack, since_days=30, now=NOW).reviewed
+    assert reviewed.confidence == pytest.approx(0.6)
+
+
+def test_without_a_recorded_prior_the_confidence_to_come_is_unknown_which_is_refused(
+    config: Config, pack: Pack, model_file: catalog.ModelFile
+) -> None:
+    decided(config, pack, model_file)
+    with pytest.raises(CalibrationError, match="contextual_calibration to off"):
+        tuning.gather(alone(config), pack, since_days=30, now=NOW)
 
 
 def test_scenarios_that_attack_are_measured_apart(

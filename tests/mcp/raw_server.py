@@ -82,6 +82,18 @@ def answer(message: dict[str, Any], listings: int) -> None:
             return
         if "dies" in WORDS:
             sys.exit(3)
+        if "fails" in WORDS:
+            send(
+                {"jsonrpc": "2.0", "id": id_, "error": {"code": -32000, "message": 'no "such" file\n\x1b[2J'}}
+            )
+            return
+        if "unwell" in WORDS:
+            content = [{"type": "text", "text": "it broke"}, {"type": "image", "data": ""}]
+            send({"jsonrpc": "2.0", "id": id_, "result": {"content": content, "isError": True}})
+            return
+        if "later" in WORDS:
+            send({"jsonrpc": "2.0", "id": id_, "result": {"task": {"taskId": "t1", "status": "working"}}})
+            return
         if "floods" in WORDS:
             send({"jsonrpc": "2.0", "id": id_, "result": {"text": "x" * 100_000}})
         elif "forges" in WORDS:

@@ -395,6 +395,91 @@ def test_a_daemon_that_goes_away_refuses_the_next_call(config: Config, tmp_path:
         context.__exit__(None, None, None)
 
 
+# ---------------------------------------------------------------- outcomes
+
+
+def outcomes_in(config: Config) -> list[tuple[str, str, str]]:
+    """The tool of each call that has an outcome, with its status and note, oldest first."""
+    recorded_ones: list[tuple[str, str, str]] = []
+    with Reader(config.journal_path) as reader:
+        for row in reversed(reader.decisions(limit=50)):
+            if row["outcome_status"] is not None:
+                (recorded,) = reader.trace(row["decision_id"])["outcomes"]
+                recorded_ones.append((row["entity"], row["outcome_status"], recorded["note"]))
+    return recorded_ones
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "note"),
+    [
+        ("works", "SUCCESS", 'the tool printed "{"name": "read", "arguments": {"path": "/a"}}"'),
+        ("fails", "FAILURE", 'the tool printed "no "such" file \ufffd[2J"'),
+        ("unwell", "FAILURE", 'the tool printed "it broke"'),
+        ("later", "PENDING", "the server answered with no result yet"),
+        ("dies", "FAILURE", "the server ended before it answered"),
+    ],
+)
+def test_the_outcome_of_a_call_that_passed_is_recorded(
+    config: Config, tmp_path: Path, word: str, status: str, note: str
+) -> None:
+    with serving(config):
+        with proxied(config, tmp_path, words=(word,)) as raw:
+            assert code_of(raw.call("write", path="/a")) == -32001  # a call that did not run has none
+            raw.call("read", path="/a")
+            assert "1 recorded" in raw.end()[1]
+        assert outcomes_in(config) == [("tool:read", status, note)]
+
+
+def test_each_decision_that_a_call_rests_on_gets_its_outcome(config: Config, tmp_path: Path) -> None:
+    with serving(config):
+        with proxied(config, tmp_path) as raw:
+            assert code_of(raw.call("mapped", path="/a")) is None
+            assert "2 recorded" in raw.end()[1]
+        assert [(entity, status) for entity, status, _ in outcomes_in(config)] == [
+            ("tool:mapped", "SUCCESS"),
+            ("file:/a", "SUCCESS"),
+        ]
+
+
+def test_a_call_whose_end_nobody_saw_is_pending(config: Config, tmp_path: Path) -> None:
+    call = {"id": 7, "method": "tools/call", "params": {"name": "read", "arguments": {"path": "/a"}}}
+    with serving(config):
+        with proxied(config, tmp_path, words=("silent",)) as raw:
+            raw.send(**call)
+            raw.send(method="notifications/cancelled", params={"requestId": 7})
+            raw.send(**call | {"id": 8})
+            assert "2 recorded" in raw.end()[1]
+        notes = [note for _, status, note in outcomes_in(config) if status == "PENDING"]
+    assert notes == ["the client cancelled the call", "the server ended before it answered"]
+
+
+def test_what_tools_print_is_left_out_on_demand(config: Config, tmp_path: Path) -> None:
+    with serving(config):
+        for what in ("none", "status", "none"):
+            with proxied(config, tmp_path, "--outcomes", what) as raw:
+                assert code_of(raw.call("read", path="/secret")) is None
+                raw.end()
+        assert outcomes_in(config) == [("tool:read", "SUCCESS", "the tool answered")]
+
+
+def test_a_daemon_that_goes_away_loses_outcomes_and_holds_up_no_answer(
+    config: Config, tmp_path: Path
+) -> None:
+    with serving(config):
+        context = proxied(config, tmp_path, words=("silent",))
+        raw = context.__enter__()
+        raw.send(id=7, method="tools/call", params={"name": "read", "arguments": {"path": "/a"}})
+        assert "result" in raw.ask(id=8, method="ping")  # so the call went to the server
+    try:
+        raw.send(method="notifications/cancelled", params={"requestId": 7})
+        assert "result" in raw.ask(id=9, method="ping")
+        status, notes = raw.end()
+    finally:
+        context.__exit__(None, None, None)
+    assert status == 0
+    assert "0 recorded, 1 lost" in notes
+
+
 def test_a_pack_that_is_not_there_refuses(config: Config, tmp_path: Path) -> None:
     with serving(config), proxied(config, tmp_path, "--pack", "nowhere", begun=False) as raw:
         assert code_of(raw.ask(**INITIALIZE)) == -32602
@@ -517,6 +602,9 @@ def test_public_servers_read_and_do_not_write_through_the_proxy(
     assert "first" in text
     assert code == -32001
     assert not (tmp_path / "b.txt").exists()
+    ((_, status, note),) = outcomes_in(shipped)
+    assert status == "SUCCESS"
+    assert "first" in note
 
 
 def test_a_bad_file_of_mappings_is_an_error_of_use(config: Config, tmp_path: Path) -> None:

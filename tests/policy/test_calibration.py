@@ -20,7 +20,17 @@ from thor_policy.config import Config
 from thor_policy.core.errors import CalibrationError
 from thor_policy.core.records import LEAST, Calibration
 from thor_policy.daemon import service
-from thor_policy.policy.calibration import Judged, fit, quality, scaled
+from thor_policy.policy.calibration import (
+    BINS,
+    Judged,
+    contextual,
+    fit,
+    mean,
+    quality,
+    scaled,
+    sureness,
+    tops,
+)
 from thor_policy.testing import load_stub_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,3 +167,110 @@ def test_the_calibration_trial_with_the_embedded_model_keeps_the_order_of_all_la
     assert done.returncode in (0, 1), done.stderr  # 1: of so few the other half may be no better for it
     assert f"{2 * LEAST} decisions" in done.stdout
     assert "evaluated again: 25 of 25 with all labels in the same order" in done.stdout
+
+
+# ---------------------------------------------------------------- the error of a group, with its interval
+
+
+def overconfident(count: int, *, by: float, seed: int) -> list[Judged]:
+    """Answers with confidence 0.55 to 0.95, each right with the confidence less `by`."""
+    chance = random.Random(seed)
+    decisions = []
+    for _ in range(count):
+        p = chance.uniform(0.55, 0.95)
+        decisions.append(({"allow": p, "deny": 1 - p}, "allow" if chance.random() < p - by else "deny"))
+    return decisions
+
+
+def test_the_error_of_a_group_is_that_of_its_quality() -> None:
+    group = judged(80, true_temperature=3.0)
+    measured, whole = sureness("others", tops(group)), quality(group)
+    assert measured is not None
+    assert (measured.count, measured.accuracy) == (whole.count, whole.accuracy)
+    assert measured.ece == whole.ece
+    assert measured.low <= measured.ece <= measured.high
+
+
+def test_an_empty_group_has_no_error() -> None:
+    assert sureness("attacked", []) is None
+
+
+def test_of_a_handful_of_answers_the_interval_says_nothing() -> None:
+    measured = sureness("attacked", tops(overconfident(9, by=0.3, seed=1)))
+    assert measured is not None
+    assert (measured.low, measured.high) == (0.0, 1.0)
+
+
+def test_an_interval_is_repeatable() -> None:
+    assert sureness("x", tops(judged(40, true_temperature=2.0))) == sureness(
+        "x", tops(judged(40, true_temperature=2.0))
+    )
+
+
+@pytest.mark.parametrize("by", [0.0, 0.3])
+def test_the_interval_holds_the_true_error_of_simulated_models(by: float) -> None:
+    """Nineteen of twenty in the long run; of 40 runs at least 33, which chance misses once in a thousand."""
+    held = 0
+    for seed in range(40):
+        measured = sureness("x", tops(overconfident(60, by=by, seed=seed)))
+        assert measured is not None
+        held += measured.low <= by <= measured.high
+    assert held >= 33
+
+
+def test_few_answers_of_a_calibrated_model_show_an_error_that_the_interval_calls_chance() -> None:
+    measured = sureness("x", tops(overconfident(30, by=0.0, seed=3)))
+    assert measured is not None
+    assert measured.ece > 0.05
+    assert measured.low == 0.0
+    assert measured.by_chance > 0.05
+
+
+@given(st.lists(st.tuples(shares, st.sampled_from(LABELS)), min_size=1, max_size=8))
+def test_bins_hold_every_answer(group: list[Judged]) -> None:
+    bins = quality(group).bins
+    assert sum(bin.count for bin in bins) == len(group)
+    assert all(0 <= bin.low < bin.high <= 1 and bin.count for bin in bins)
+    assert len(bins) <= BINS
+
+
+# ---------------------------------------------------------------- contextual calibration
+
+
+def over_the_same(
+    shares: st.SearchStrategy[dict[str, float]],
+) -> st.SearchStrategy[tuple[dict[str, float], ...]]:
+    pairs = st.tuples(shares, shares)
+    return pairs.filter(lambda pair: pair[0].keys() == pair[1].keys())
+
+
+@given(over_the_same(shares))
+def test_contextual_probabilities_are_probabilities_in_the_order_of_the_ratios(
+    pair: tuple[dict[str, float], dict[str, float]],
+) -> None:
+    probabilities, prior = pair
+    calibrated = contextual(probabilities, prior)
+    assert sum(calibrated.values()) == pytest.approx(1)
+    ratios = {label: probabilities[label] / prior[label] for label in probabilities}
+    total = sum(ratios.values())
+    assert calibrated == pytest.approx({label: ratio / total for label, ratio in ratios.items()})
+
+
+@given(shares)
+def test_what_a_question_without_content_says_is_no_evidence(probabilities: dict[str, float]) -> None:
+    even = 1 / len(probabilities)
+    assert contextual(probabilities, probabilities) == pytest.approx(dict.fromkeys(probabilities, even))
+    assert contextual(probabilities, dict.fromkeys(probabilities, even)) == pytest.approx(probabilities)
+
+
+@pytest.mark.parametrize("tiny", [0.0, 5e-324, 1e-300])
+def test_a_label_that_the_prior_excludes_divides_by_no_zero(tiny: float) -> None:
+    calibrated = contextual({"allow": 0.5, "deny": 0.5}, {"allow": tiny, "deny": 1.0 - tiny})
+    assert all(math.isfinite(p) for p in calibrated.values())
+    assert sum(calibrated.values()) == pytest.approx(1)
+
+
+def test_the_prior_is_the_mean_over_the_questions_without_content() -> None:
+    assert mean([{"allow": 0.2, "deny": 0.8}, {"allow": 0.6, "deny": 0.4}]) == pytest.approx(
+        {"allow": 0.4, "deny": 0.6}
+    )

@@ -25,6 +25,7 @@ from thor_policy.core.requests import Action, Caller, Entity, Evaluation, Reques
 from thor_policy.core.results import Explained
 from thor_policy.engine.absent import NoEngine
 from thor_policy.policy import pack_files
+from thor_policy.policy.calibration import contextual, mean
 from thor_policy.policy.decider import NOT_SHOWN, Policy
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.score_cache import ScoreCache
@@ -510,6 +511,131 @@ class TestCalibration:
         assert (unsure.outcome, unsure.reason_code) == ("require_mfa", "low_confidence")
         sure = Policy(StubEngine(bias="allow"), pack, calibration=sharp).decide(request("grave"))
         assert (sure.outcome, sure.reason_code) == ("allow", None)
+
+
+class Asked(StubEngine):
+    """A stub engine that keeps the questions which it scored."""
+
+    def __init__(self, *, bias: str | None = None) -> None:
+        super().__init__(bias=bias)
+        self.questions: list[str] = []
+
+    def score(self, key: str, question: str, deadline_ns: int) -> Scored:
+        self.questions.append(question)
+        return super().score(key, question, deadline_ns)
+
+
+class TestContextualCalibration:
+    FREE = ("who: N/A\ndoes: N/A", 'who: "[MASK]"\ndoes: "[MASK]"', 'who: ""\ndoes: ""')
+
+    def test_questions_without_content_are_asked_when_the_pack_is_loaded_and_never_again(
+        self, pack: Pack
+    ) -> None:
+        engine = Asked()
+        policy = Policy(engine, pack, contextual=True)
+        assert tuple(engine.questions) == self.FREE
+        policy.decide(request())
+        assert engine.questions[3:] == ["who: alice\ndoes: look"]
+        assert policy.residents.active.prior == mean(
+            [StubEngine.score(engine, pack.info.sha256, text, NEVER).probabilities for text in self.FREE]
+        )
+
+    def test_it_changes_the_confidence_and_neither_label_nor_probabilities(self, pack: Pack) -> None:
+        plain = Policy(StubEngine(), pack).decide(request())
+        policy = Policy(StubEngine(), pack, contextual=True)
+        decision = policy.decide(request())
+        assert (decision.label, decision.outcome, decision.probabilities, decision.temperature) == (
+            plain.label,
+            plain.outcome,
+            plain.probabilities,
+            1.0,
+        )
+        assert decision.prior == policy.residents.active.prior
+        corrected = contextual(plain.probabilities, decision.prior)
+        assert decision.confidence == corrected[decision.outcome] != plain.confidence
+        assert decision.confidence_level is None, "nothing was reviewed, so it promises nothing"
+        assert plain.prior == {}
+
+    def test_a_model_that_always_says_the_same_is_no_evidence(self, pack: Pack) -> None:
+        decision = Policy(StubEngine(bias="allow"), pack, contextual=True).decide(request())
+        assert decision.confidence == pytest.approx(1 / 3)
+
+    def test_an_abstention_reads_the_corrected_confidence(self, pack: Pack, tmp_path: Path) -> None:
+        low = limited(tmp_path, "{abstain: {outcome: require_mfa, below: {low: 0.5}}}")
+        assert Policy(StubEngine(bias="allow"), low).decide(request()).outcome == "allow"
+        decision = Policy(StubEngine(bias="allow"), low, contextual=True).decide(request())
+        assert (decision.outcome, decision.reason_code) == ("require_mfa", "low_confidence")
+        assert decision.confidence == pytest.approx(1 / 3)
+
+    def test_a_fitted_calibration_takes_its_place(self, pack: Pack) -> None:
+        engine = StubEngine()
+        fitted = Calibration(
+            temperature=2.0, pack_sha256=pack.info.sha256, model_sha256=engine.model.sha256, judged=60
+        )
+        policy = Policy(engine, pack, contextual=True)
+        policy.calibrate(fitted)
+        decision = policy.decide(request())
+        assert (decision.temperature, decision.prior) == (2.0, {})
+        assert decision == replace(
+            Policy(StubEngine(), pack, calibration=fitted).decide(request()),
+            id=decision.id,
+            timings=decision.timings,
+        )
+
+    def test_a_model_with_an_adapter_was_trained_and_gets_none(self, pack: Pack) -> None:
+        engine, tuned = Asked(), Adapter(name="tuned", sha256="c" * 64)
+        engine.adopt(tuned, Path())
+        assert Policy(engine, pack, adapter=tuned, contextual=True).decide(request()).prior == {}
+        assert len(engine.questions) == 1
+
+    def test_decisions_of_rules_have_no_prior(self, pack: Pack) -> None:
+        decision = Policy(StubEngine(), pack, contextual=True).decide(request("free"))
+        assert (decision.tier, decision.prior, decision.confidence) == ("rule", {}, None)
+
+    def test_a_cached_score_gets_the_same_confidence(self, pack: Pack) -> None:
+        policy = Policy(StubEngine(), pack, cache=ScoreCache(10, 60), contextual=True)
+        first, again = policy.decide(request()), policy.decide(request())
+        assert again.tier == "cache"
+        assert (again.confidence, again.prior) == (first.confidence, first.prior)
+
+    def test_a_pack_that_is_loaded_later_gets_its_own_prior_in_steps(
+        self, pack: Pack, tmp_path: Path
+    ) -> None:
+        engine = Asked()
+        policy = Policy(engine, pack, contextual=True)
+        other = pack_files.load(write_pack(tmp_path))
+        steps = policy.loading(other, None, 0.0)
+        before = len(engine.questions)
+        most = 0
+        try:
+            while True:
+                next(steps)
+                most = max(most, len(engine.questions) - before)
+                before = len(engine.questions)
+        except StopIteration as end:
+            resident = end.value
+        assert most == 1, "a decision that waits goes before the next question"
+        assert resident.prior.keys() == set(other.labels)
+
+    def test_a_question_without_content_that_fails_leaves_no_prefix_behind(self, pack: Pack) -> None:
+        for error in (EngineError("lost"), RequestError("too_large", "too long")):
+            engine = FailingEngine(error)
+            with pytest.raises(EngineError):
+                Policy(engine, pack, contextual=True)
+            with pytest.raises(EngineError, match="not loaded"):
+                StubEngine.score(engine, pack.info.sha256, "x", NEVER)
+
+    @given(
+        st.sampled_from(LABELS),
+        st.sampled_from(["look", "step", "banned", "grave", "free", "broken"]),
+        st.text(),
+    )
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_no_answer_is_looser_than_the_floor(self, pack: Pack, bias: str, action: str, who: str) -> None:
+        evaluation = replace(request(action).evaluation, subject=Entity(type="user", id=who or "x"))
+        for engine in (StubEngine(bias=bias), StubEngine()):
+            decision = Policy(engine, pack, contextual=True).decide(request(action, evaluation=evaluation))
+            assert LABELS.index(decision.outcome) >= LABELS.index(decision.floor.outcome)
 
 
 class TestShadow:

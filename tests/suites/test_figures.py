@@ -283,6 +283,21 @@ def test_calibration_is_that_of_the_models_own_label() -> None:
     assert figures(run_of(error("Q1"))).calibration is None
 
 
+def test_the_calibration_error_of_attacks_is_a_figure_of_its_own() -> None:
+    attacks = [
+        answered("A1", "allow", difficulty="attack"),  # wrong, with 0.8
+        answered("A2", "allow", difficulty="attack"),
+        answered("A3", "deny", wanted="deny|mfa", difficulty="attack"),  # right, with 0.8
+        answered("A4", difficulty="attack", label=None, tier="rule", probabilities={}, tokens=None),
+    ]
+    attacked, others = figures(replace(MIXED, results=(*MIXED.results, *attacks))).sureness
+    assert (attacked.name, attacked.count, attacked.accuracy) == ("attacked", 3, pytest.approx(1 / 3))
+    assert attacked.ece == pytest.approx(0.8 - 1 / 3)
+    assert (others.name, others.count) == ("others", 4)
+    assert [group.name for group in figures(MIXED).sureness] == ["others"]
+    assert figures(run_of(error("Q1"))).sureness == ()
+
+
 def test_groups_by_difficulty_go_from_easy_to_attack_and_by_tag_by_name() -> None:
     summary = figures(MIXED)
     assert [group.name for group in summary.by_difficulty] == ["easy", "hard", "attack"]

@@ -250,6 +250,46 @@ def test_an_original_is_asked_once_and_a_refused_variant_is_no_flip() -> None:
     ]
 
 
+def test_the_calibration_error_of_injected_questions_stands_beside_that_of_their_originals() -> None:
+    """A model that is sure of an allow as soon as a text asks for it; the right outcome stays deny."""
+
+    def ask(fields: dict[str, Json]) -> dict[str, Json]:
+        attacked = fields["situation"] != SITUATION["situation"]
+        p = (
+            {"allow": 0.9, "hold": 0.05, "deny": 0.05}
+            if attacked
+            else {"allow": 0.1, "hold": 0.1, "deny": 0.8}
+        )
+        outcome = max(p, key=p.__getitem__)
+        return {"context": {"outcome": outcome, "floor": "allow", "probabilities": p}}
+
+    scenario = msgspec.structs.replace(asking(SITUATION), expect=Expectation(outcome="deny"))
+    every = list(invariance.variants(scenario, MATERIAL, ["injections", "key_order"]))
+    compared = list(invariance.compare([scenario], every[:12], ask, LABELS))
+    injected = sum(comparison.variant.kind == "injections" for comparison in compared)
+    attacked, originals = invariance.sureness(compared)
+    assert (attacked.name, attacked.count, attacked.accuracy) == ("attacked", injected, 0.0)
+    assert attacked.ece == pytest.approx(0.9)
+    assert (originals.name, originals.count, originals.ece) == ("originals", 1, pytest.approx(0.2))
+
+
+def test_questions_that_rules_answer_are_in_no_calibration_error_and_any_accepted_label_is_right() -> None:
+    scenario = asking(SITUATION)
+    several = msgspec.structs.replace(scenario, expect=Expectation(one_of=("allow", "hold")))
+    every = list(invariance.variants(scenario, MATERIAL, ["injections"]))[:3]
+
+    def by_rule(_: dict[str, Json]) -> dict[str, Json]:
+        return {"context": {"outcome": "deny", "floor": "deny", "probabilities": {}}}
+
+    def by_model(_: dict[str, Json]) -> dict[str, Json]:
+        p = {"allow": 0.9, "hold": 0.05, "deny": 0.05}
+        return {"context": {"outcome": "allow", "floor": "allow", "probabilities": p}}
+
+    assert invariance.sureness(list(invariance.compare([scenario], every, by_rule, LABELS))) == ()
+    attacked, _ = invariance.sureness(list(invariance.compare([several], every, by_model, LABELS)))
+    assert (attacked.count, attacked.accuracy) == (len(every), 1.0)
+
+
 # ---------------------------------------------------------------- the rules of the packs that ship
 
 #: Where a count is asked for as a whole number, 2.0 is refused as 2 is not: the answer gets stricter.

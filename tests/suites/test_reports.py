@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.build import JUDGE, answered, error, many, run_of, skipped
+from tests.page_parser import PageParser
 from thor_policy.suites.baselines import Gate
 from thor_policy.suites.conclusions import Point, Recorded, conclude
 from thor_policy.suites.html_report import page
@@ -166,32 +166,6 @@ def test_characters_that_xml_cannot_hold_are_shown_by_code() -> None:
 # ---------------------------------------------------------------- the page
 
 
-class PageParser(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        #: Text outside of every element that keeps a change of writing direction to itself.
-        self.loose = ""
-        self._inside: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("bdi", "text", "title"):
-            self._inside.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._inside and tag == self._inside[-1]:
-            self._inside.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        self.loose += "" if self._inside else data
-
-
 def shown(run: Run, gate: Gate | None = None) -> str:
     return page(conclude(run, gate=gate))
 
@@ -223,6 +197,14 @@ def test_the_page_shows_every_scenario_and_each_figure_with_its_interval() -> No
         "expected calibration error", "model: 3, median 100 ms", "tiny-q4", "a desk",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_the_page_has_the_calibration_error_of_attacks_apart() -> None:
+    attacked = answered("A1", "allow", difficulty="attack", misses=("answered allow",))
+    text = words(page(conclude(run_of(answered("Q1"), attacked))))
+    assert "attacked10 %0.800.800" in text
+    assert "others1100 %0.800.200" in text
+    assert "attacked1" not in words(page(conclude(run_of(answered("Q1")))))
 
 
 def test_the_page_has_failures_by_kind_with_question_rules_and_command() -> None:
@@ -292,10 +274,8 @@ def test_untrusted_text_on_the_page_stays_text() -> None:
 
 def test_the_page_is_self_contained_and_its_policy_forbids_everything_else() -> None:
     document = PageParser(shown(MIXED))
-    fetched = {"src", "href", "srcset", "data", "action", "xlink:href", "background"}
-    assert not [attributes for _, attributes in document.tags if fetched & set(attributes)]
-    policies = [a["content"] for tag, a in document.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert document.references == []
+    assert document.security_policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert "url(" not in shown(MIXED)
     assert "@import" not in shown(MIXED)
 

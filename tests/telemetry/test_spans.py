@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
-from tests.build import NOON, by_model, by_rule, fallback, write_rules_only_pack
+from tests.build import MODEL, NOON, SCORED, by_model, by_rule, fallback, write_rules_only_pack
 from tests.documents import ROOT
 from tests.otlp_receiver import receiving, values_of
 from thor_policy.client.blocking import Client
@@ -81,6 +82,36 @@ def test_a_decision_of_the_model_has_two_spans_of_the_callers_trace() -> None:
             "gen_ai.evaluation.score.value": 0.75,
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("build", "url", "provider", "address", "port"),
+    [
+        ("vLLM 0.11.0", "http://127.0.0.1:8000", "vllm", "127.0.0.1", 8000),
+        ("vLLM ", "https://models.example", "vllm", "models.example", 443),
+        ("llama-server b6500", "http://localhost", "llama.cpp", "localhost", 80),
+        ("llama-server ", "http://[::1]:8080/models", "llama.cpp", "::1", 8080),
+    ],
+)
+def test_a_model_on_a_server_has_the_servers_provider_and_address(
+    build: str, url: str, provider: str, address: str, port: int
+) -> None:
+    model = replace(MODEL, build=build, device=url, exact=False)
+    call = exported(Served(by_model(model=model), 2.0, 20.0))[0]
+    attributes = dict(call.attributes or {})
+    assert attributes["gen_ai.provider.name"] == provider
+    assert (attributes["server.address"], attributes["server.port"]) == (address, port)
+    assert "gen_ai.usage.cache_read.input_tokens" not in attributes
+    assert call.kind is SpanKind.CLIENT
+
+
+def test_a_model_in_the_daemon_has_no_server() -> None:
+    call = exported(Served(by_model(), 2.0, 20.0))[0]
+    attributes = dict(call.attributes or {})
+    assert attributes["gen_ai.provider.name"] == "llama.cpp"
+    assert attributes["gen_ai.usage.cache_read.input_tokens"] == SCORED.prefix_tokens
+    assert not [name for name in attributes if name.startswith("server.")]
+    assert call.kind is SpanKind.INTERNAL
 
 
 def test_a_decision_of_a_rule_has_one_span_and_no_trace_but_its_own() -> None:

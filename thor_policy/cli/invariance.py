@@ -10,9 +10,10 @@ import click
 
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, is_given
+from thor_policy.cli.suite_tables import ece
 from thor_policy.config import Config
 from thor_policy.suites import runner
-from thor_policy.suites.invariance import KINDS, Kind, Variant, figures
+from thor_policy.suites.invariance import KINDS, Kind, Variant, figures, sureness
 from thor_policy.suites.runner import VariantRun
 
 #: Changed answers of one kind and class that are shown.
@@ -117,6 +118,9 @@ def _show(varied: VariantRun) -> None:
             for f in figures(varied.compared)
         ],
     )
+    if measured := sureness(varied.compared):
+        render.line("")
+        render.pairs({f"ECE of {each.name}": ece(each) for each in measured})
     if hidden := sum(max(0, count - _SHOWN) for count in shown.values()):
         render.line("")
         render.line(f"{hidden} more changed answers are not shown; --json lists all")

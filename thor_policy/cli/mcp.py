@@ -16,6 +16,7 @@ from thor_policy.config import Config
 from thor_policy.core.escape import visible
 from thor_policy.core.requests import Json
 from thor_policy.mcp.gate import Gate, Peer, Pins, ServerMappings
+from thor_policy.mcp.outcomes import Recorded, Recorder
 from thor_policy.mcp.proxy import Proxy, Settings
 
 
@@ -108,6 +109,15 @@ def serve(config: Config, address: str | None, token_file: Path | None) -> None:
     "--hide", "hides", is_flag=True, help="Leave out of tools/list what a rule denies by name alone."
 )
 @click.option(
+    "--outcomes",
+    "recorded",
+    type=click.Choice(get_args(Recorded)),
+    default="text",
+    show_default=True,
+    help="What is recorded as the outcome of a call. text: whether it worked, and the beginning of what the "
+    "tool printed. status: whether it worked. none: nothing.",
+)
+@click.option(
     "--deadline-ms",
     default=5_000,
     show_default=True,
@@ -132,6 +142,7 @@ def proxy(
     changed_tools: str,
     acting_only: bool,
     hides: bool,
+    recorded: Recorded,
     deadline_ms: int,
     max_line_bytes: int,
     command: tuple[str, ...],
@@ -172,7 +183,13 @@ def proxy(
     settings = Settings(max_line_bytes=max_line_bytes, hides=hides)
     try:
         status = Proxy(
-            command, gate=open_gate(), open_gate=open_gate, peer=peer, settings=settings, note=note
+            command,
+            gate=open_gate(),
+            open_gate=open_gate,
+            peer=peer,
+            settings=settings,
+            note=note,
+            recorder=Recorder(lambda: Client(config.endpoint, key=config.key_file), recorded),
         ).run()
     finally:
         for client in clients:

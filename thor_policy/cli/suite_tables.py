@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from thor_policy.cli import render
 from thor_policy.journal.reader import ENDING_CHARS
+from thor_policy.policy.calibration import Sureness
 from thor_policy.suites import leaks
 from thor_policy.suites.comparison import Change, Comparison
 from thor_policy.suites.conclusions import Conclusion, by_gravity, details
@@ -27,6 +28,7 @@ _LEGEND = (
     "output structure: the share of the five parts of an answer that is there",
     "changed: outcomes stricter than the floor; rightly: only the outcome is right; wrongly: only the floor",
     "reasons replaced: reasons of the model that did not hold, of all that it gave",
+    "ECE of attacked: of scenarios whose text attacks; by chance: what a perfectly calibrated model shows",
     "labels: answers of the model to questions with one right outcome",
     "tokens: mean of the questions that the model was asked",
     "more: docs/explanation/suites.md",
@@ -247,6 +249,7 @@ def _summary(run: Run, figures: Figures) -> dict[str, object]:
     }
     if quality := figures.calibration:
         pairs["calibration"] = f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, {quality.count} labels"
+    pairs |= {f"ECE of {sureness.name}": ece(sureness) for sureness in figures.sureness}
     if figures.mean_question_tokens is not None:
         question, explanation = figures.mean_question_tokens, figures.mean_explanation_tokens or 0
         pairs["tokens"] = f"{question:.0f} of question, {explanation:.0f} of explanation"
@@ -285,6 +288,14 @@ def show_coverage(covered: Sequence[Coverage]) -> None:
             for name, counts, never in rows
         }
         render.pairs(pairs, title=f"coverage of {coverage.pack}")
+
+
+def ece(sureness: Sureness) -> str:
+    """The calibration error of a group with its interval, and what chance alone would show."""
+    return (
+        f"{sureness.ece:.3f} (95 %: {sureness.low:.3f} to {sureness.high:.3f}) on {sureness.count} labels; "
+        f"by chance {sureness.by_chance:.3f}"
+    )
 
 
 def _rate(rate: Rate) -> str:

@@ -10,9 +10,11 @@ from msgspec import to_builtins
 
 from thor_policy.cli import render
 from thor_policy.cli.options import as_json, configured, finite
+from thor_policy.cli.suite_tables import ece
 from thor_policy.config import Config
 from thor_policy.learning.tuning import Evidence
 from thor_policy.policy.bands import CONFIDENCE, Choice, Promise
+from thor_policy.policy.pack import Pack
 
 
 @click.command()
@@ -55,6 +57,13 @@ from thor_policy.policy.bands import CONFIDENCE, Choice, Promise
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the next version of the pack, with the band, to a new directory in DIR.",
 )
+@click.option(
+    "--html",
+    "html_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the curve as an HTML page, even if no band keeps both promises.",
+)
 @as_json
 def tune(
     config: Config,
@@ -63,6 +72,7 @@ def tune(
     reviewers_miss: float,
     since_days: float,
     folder: Path | None,
+    html_file: Path | None,
     as_json: bool,
 ) -> None:
     """Choose the band of confidence that asks at most so often and allows at most so much wrongly.
@@ -82,6 +92,8 @@ def tune(
         reviewers_miss=reviewers_miss / 100,
     )
     evidence = tuning.gather(config, pack, since_days=since_days, now=time.time(), display=render)
+    if html_file is not None:
+        _write_page(html_file, pack, evidence, promise)
     choice = tuning.choose(evidence, promise)
     written = tuning.write(pack, choice.below, folder) if folder is not None else None
     if as_json:
@@ -96,6 +108,7 @@ def tune(
                 "reviewed": choice.reviewed,
                 "served": choice.served,
                 "calibration": to_builtins(evidence.calibrations),
+                "sureness": to_builtins(evidence.sureness),
                 "point": to_builtins(choice.point),
                 "curve": to_builtins(choice.curve),
                 "written": None if written is None else str(written.path),
@@ -110,17 +123,16 @@ def tune(
         render.line(f"next: thorpolicy packs promote {written.path}")
 
 
+def _write_page(path: Path, pack: Pack, evidence: Evidence, promise: Promise) -> None:
+    from thor_policy.learning import tuning, tuning_page  # jinja2 is needed only here
+
+    text = tuning_page.page(pack.info, tuning.asks_outcome(pack), evidence, promise)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
 def _show(choice: Choice, evidence: Evidence) -> None:
-    point, qualities = choice.point, evidence.calibrations
-    measured = [
-        f"{quality.ece:.3f} on {quality.count} {name}"
-        for name, quality in (
-            ("reviewed", qualities.reviews),
-            ("scenarios", qualities.suites),
-            ("attacks", qualities.attacked),
-        )
-        if quality is not None
-    ]
+    point = choice.point
     render.pairs(
         {
             "band": f"an allow with a confidence below {choice.below:.2f} asks, at every risk",
@@ -128,8 +140,8 @@ def _show(choice: Choice, evidence: Evidence) -> None:
             "false allows": f"{point.false_allows:.2%}, at most {point.false_allows_at_most:.2%}",
             "asks a day": f"{point.asks_per_day:.1f}, at most {point.asks_per_day_at_most:.1f}",
             "from": f"{choice.served} decisions in {evidence.days:.1f} days",
-            "ECE": ", ".join(measured),
         }
+        | {f"ECE of {each.name}": ece(each) for each in evidence.sureness}
     )
     shown = [at for at in choice.curve if at.below == choice.below or round(at.below * 100) % 10 == 0]
     most = max(at.false_allows_at_most for at in shown)

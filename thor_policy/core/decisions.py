@@ -219,7 +219,9 @@ class Decision(Struct, frozen=True, kw_only=True):
     """One answer, with everything needed to explain it and to derive it again.
 
     `original` is the decision whose score the cache gave again. `probabilities` are those of the score at
-    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `idempotency`
+    `temperature`: calibrated where a calibration is in force, otherwise as the model gave them. `prior` has
+    the label probabilities of questions without content, if `confidence` has a contextual calibration by
+    them. `idempotency`
     is there if the request had a key: the text of its `Mark`. `sources` is what the sources of the pack said,
     `precedents` what was beside the question.
     `offer` says which approvals can lift the outcome, `use` what an approval of the request did.
@@ -256,6 +258,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     stepped_up: bool = False
     precedents: tuple[Precedent, ...] = ()
     precedents_note: str | None = None
+    prior: dict[str, float] = {}
 
     @property
     def judged(self) -> str:

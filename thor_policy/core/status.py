@@ -36,6 +36,8 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
 class PackStatus(Struct, frozen=True, kw_only=True):
     """A resident pack. `temperature` is that of its calibration, 1 without one; `adapter` a name.
 
+    `contextual`: its scores have a contextual calibration.
+
     `failed_expressions`: how often each rule, fact (`fact:NAME`) or risk of the pack failed since the start.
     """
 
@@ -48,6 +50,7 @@ class PackStatus(Struct, frozen=True, kw_only=True):
     adapter: str | None
     path: str
     failed_expressions: dict[str, int] = {}
+    contextual: bool = False
 
 
 class ApprovalsStatus(Struct, frozen=True, kw_only=True):

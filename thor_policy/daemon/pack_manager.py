@@ -270,6 +270,7 @@ def describe_packs(policy: Policy) -> tuple[PackStatus, ...]:
             role=residents.role_of(resident),
             prefix_tokens=resident.loaded.prefix_tokens,
             temperature=policy.temperature_of(resident),
+            contextual=bool(policy.prior_of(resident)),
             adapter=resident.model.adapter.name if resident.model.adapter else None,
             path=str(resident.pack.path),
             failed_expressions=policy.failures_of(resident.pack.info.name),

@@ -151,6 +151,7 @@ def open_service(
                     max_shadows=config.max_shadows,
                     rule_budget_ms=config.rule_budget_ms,
                     cache=ScoreCache(config.cache_size, config.cache_ttl_s),
+                    contextual=config.is_contextual,
                     approvals=approval_tasks,
                     on_judged=enricher.offer,
                 )

@@ -210,6 +210,7 @@ class Run:
         verdict = question.verdict_of(decision, can_ask=call.can_ask, task=task)
         if verdict.kind != "deny" or options.observe:
             state.keep_decision(key, str(decision.id))
+        state.remove_old_sometimes(time.time())
         return verdict
 
     def _requested(self, decision: question.Decision) -> str:
@@ -224,10 +225,10 @@ class Run:
 
     def _keep(self, prompt: Prompt) -> None:
         state = self._state()
-        state.remove_old(time.time())
         if prompt.cwd:
             state.keep_root(prompt.session, prompt.cwd)
         state.keep_prompt(prompt.session, prompt.text[: 2 * MAX_TASK_CHARS])
+        state.remove_old(time.time())  # not before: what this session has is used now
 
     def _record(self, result: Result) -> None:
         """Record the outcome of a call; a call without a decision was not asked about."""

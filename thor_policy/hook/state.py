@@ -14,12 +14,17 @@ from collections.abc import Mapping
 
 from thor_policy.hook.calls import Fault, digest
 
-#: Age at which files are removed, in seconds: a call does not run longer than that.
-KEEP_S = 172_800
+#: Age at which files are removed, in seconds: a call does not run longer than that. A session may rest
+#: longer: without the folder in which it began, one that the agent chose would become the workspace.
+KEEP_S, KEEP_ROOT_S = 172_800, 2_592_000
+#: Seconds after which a call looks for old files, if no text of a user did.
+SWEEP_S = 3_600
+#: Most calls that may run at the same time, by the files of all sessions.
+MOST_CALLS = 10_000
 #: Most equal calls of a session at the same time, and longest file.
 _MOST_EQUAL, _MAX_BYTES = 64, 65_536
-#: The file that counts losses: a byte for each.
-_LOSSES = "losses"
+#: The file that counts losses: a byte for each. The file whose time says when old files were looked for.
+_LOSSES, _SWEPT = "losses", "swept"
 
 
 def default_folder(environ: Mapping[str, str]) -> str:
@@ -65,37 +70,48 @@ class State:
 
     def keep_root(self, session: str, folder: str) -> None:
         """Keep the folder of a session, the first time only: later ones may be where the agent went."""
+        name = f"r-{digest(session)}"
         try:
-            self._write(f"r-{digest(session)}", folder, os.O_EXCL)
+            self._write(name, folder, os.O_EXCL)
         except FileExistsError:
-            return
+            self._touch(name)
         except OSError as error:
             raise self._failed(error) from error
 
     def root(self, session: str) -> str:
-        """The folder in which a session began; empty if it is not known."""
-        return self._read(f"r-{digest(session)}")
+        """The folder in which a session began; empty if it is not known. It is kept while it is read."""
+        name = f"r-{digest(session)}"
+        folder = self._read(name)
+        if folder:
+            self._touch(name)
+        return folder
 
     def keep_decision(self, key: str, decision_id: str) -> None:
         """Keep the decision of a call; equal calls that run at the same time each have one.
 
-        Where so many have not ended, or their agent never says so, the new one replaces another: a loss.
+        Where so many have not ended, they never will, or their agent never says so. Then they are dropped, as
+        losses: no later outcome may be put on one of them.
         """
-        for number in range(_MOST_EQUAL):
-            try:
-                self._write(f"d-{key}-{number}", decision_id, os.O_EXCL)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise self._failed(error) from error
-            return
-        self._replace(f"d-{key}-0", decision_id)
-        self.count_loss()
+        while True:
+            for number in range(_MOST_EQUAL):
+                try:
+                    self._write(f"d-{key}-{number}", decision_id, os.O_EXCL)
+                except FileExistsError:
+                    continue
+                except OSError as error:
+                    raise self._failed(error) from error
+                return
+            for number in range(_MOST_EQUAL):
+                if self._remove(f"d-{key}-{number}"):  # else another process counts it
+                    self.count_loss()
 
     def take_decision(self, key: str) -> str:
-        """The decision of a call, for the first that takes it; empty if there is none."""
+        """The decision of a call, for the first that takes it; empty if there is none.
+
+        Of equal calls it is that of the newest: an older one may have been declined, and never end.
+        """
         own = f"t-{os.getpid()}-{time.monotonic_ns()}"
-        for number in range(_MOST_EQUAL):
+        for number in reversed(range(_MOST_EQUAL)):
             try:
                 os.rename(self._path(f"d-{key}-{number}"), self._path(own))  # noqa: PTH104
             except FileNotFoundError:
@@ -132,19 +148,42 @@ class State:
         except OSError:
             return 0
 
+    def remove_old_sometimes(self, now: float) -> None:
+        """Remove old files if that was not done for `SWEEP_S` seconds, or if the clock stepped back."""
+        try:
+            swept = os.lstat(self._path(_SWEPT)).st_mtime
+        except OSError:
+            swept = 0.0
+        if abs(now - swept) > SWEEP_S:
+            self.remove_old(now)
+
     def remove_old(self, now: float) -> None:
-        """Remove the files of sessions that ended; `now` is Unix time."""
+        """Remove the files of sessions that ended; `now` is Unix time.
+
+        Of more calls than `MOST_CALLS` that have not ended, the oldest are dropped, as losses. A file from
+        the future is as old as one from the past: a clock was wrong.
+        """
+        ages: dict[str, float] = {}
         try:
             with os.scandir(self._folder) as entries:
-                old = [
-                    entry.name
-                    for entry in entries
-                    if entry.name != _LOSSES and entry.stat(follow_symlinks=False).st_mtime < now - KEEP_S
-                ]
+                for entry in entries:
+                    try:
+                        ages[entry.name] = abs(now - entry.stat(follow_symlinks=False).st_mtime)
+                    except FileNotFoundError:  # another process took it
+                        continue
+            self._write(_SWEPT, "", 0)
+            os.utime(self._path(_SWEPT), (now, now))
         except OSError as error:
             raise self._failed(error) from error
-        for name in old:
-            self._remove(name)
+        for name, age in list(ages.items()):
+            kept_s = KEEP_ROOT_S if name.startswith("r-") else KEEP_S
+            if age > kept_s and name not in (_LOSSES, _SWEPT):
+                self._remove(name)
+                del ages[name]
+        calls = sorted((name for name in ages if name.startswith("d-")), key=ages.__getitem__)
+        for name in calls[MOST_CALLS:]:
+            if self._remove(name):
+                self.count_loss()
 
     # ------------------------------------------------------------ files
 
@@ -186,11 +225,19 @@ class State:
         finally:
             os.close(opened)
 
-    def _remove(self, name: str) -> None:
+    def _touch(self, name: str) -> None:
+        try:
+            os.utime(self._path(name), follow_symlinks=False)
+        except OSError:  # it is removed sooner: then the folder of the session is unknown, which is strict
+            return
+
+    def _remove(self, name: str) -> bool:
+        """Whether this process removed the file."""
         try:
             os.unlink(self._path(name))  # noqa: PTH108
         except OSError:  # another process removed it, or the disk fails: then the next write reports it
-            return
+            return False
+        return True
 
     def _failed(self, error: OSError) -> Fault:
         return Fault(f"{self._folder}: {error.strerror or error}; free the disk, or give --state DIR")

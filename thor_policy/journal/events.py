@@ -200,6 +200,7 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     annotations: Annotations | None = None
     original: str | None = None
     temperature: float = 1.0
+    prior: dict[str, float] = {}
     traits: Traits | None = None
     confidence_level: ConfidenceLevel | None = None
     judgment_call: bool = False
@@ -233,6 +234,7 @@ class ShadowBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     confidence: float | None = None
     probabilities: dict[str, float] = {}
     temperature: float = 1.0
+    prior: dict[str, float] = {}
     score_ms: float = 0.0
 
 
@@ -376,6 +378,7 @@ def decision_event(
         annotations=None if decision.annotations == _NO_NOTES else decision.annotations,
         original=decision.original,
         temperature=decision.temperature,
+        prior=decision.prior,
         consulted=tuple(_consulted(decision.sources, masked, digest)) if decision.sources else (),
         traits=None if floor.traits == _USUAL else floor.traits,
         confidence_level=decision.confidence_level,
@@ -443,6 +446,7 @@ def shadow_event(served: Decision, shadow: Decision, at: float) -> Event:
         confidence=shadow.confidence,
         probabilities=shadow.probabilities,
         temperature=shadow.temperature,
+        prior=shadow.prior,
         score_ms=shadow.timings.score_ms,
     )
     return Event(kind="shadowed", subject_id=served.id, at=at, body=body)

@@ -122,6 +122,7 @@ def _decision(
         timings=body.timings,
         original=body.original,
         temperature=body.temperature,
+        prior=body.prior,
         idempotency=body.idempotency,
         offer=body.offer,
         use=body.use,

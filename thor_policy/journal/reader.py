@@ -479,6 +479,16 @@ class Reader:
             yield from page
             seq = page[-1]["seq"]
 
+    def prior(self, pack_sha256: str, model_sha256: str) -> dict[str, float]:
+        """The prior of the newest decision of a pack on a model that has one, unless archived; else empty."""
+        records = self._records(
+            "SELECT json_extract(body, '$.prior') AS prior FROM decisions JOIN events USING (seq) "
+            "WHERE substr(prompt_version, -12) = ? AND substr(model_version, -12) = ? "
+            "AND label IS NOT NULL AND json_extract(body, '$.prior') IS NOT NULL ORDER BY seq DESC LIMIT 1",
+            (pack_sha256[:12], model_sha256[:12]),
+        )
+        return msgspec.json.decode(records[0]["prior"], type=dict[str, float]) if records else {}
+
     def newer_than(self, seq: int, limit: int = 1_000) -> list[Record]:
         """Decisions recorded after the event `seq`, in order of recording."""
         return self._records("SELECT * FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))

@@ -40,7 +40,7 @@ MOST_LINK_BYTES, MOST_FILE_BYTES = 32 * 2**20, 64 * 2**20
 #: Members of the body that a receipt repeats.
 _DECIDED = (
     *("outcome", "allow", "tier", "risk", "floor", "pack", "model", "reason_code", "label", "confidence"),
-    *("probabilities", "temperature", "obligations"),
+    *("probabilities", "temperature", "prior", "obligations"),
 )
 
 #: Why there is no digest of the question. `integer`: canonical JSON cannot write one of its integers.

@@ -142,6 +142,7 @@ class Redecider:
         *,
         adapter: Adapter | None = None,
         instead_of: str | None = None,
+        contextual: bool = False,
     ) -> None:
         self._reader, self._pack = reader, pack
         self._instead_of = pack.info.name if instead_of is None else instead_of
@@ -158,6 +159,7 @@ class Redecider:
             adapter=adapter,
             cache=ScoreCache(_CACHED, _CACHED_S),
             calibration=calibration,
+            contextual=contextual,
         )
 
     def redecide(self, decision_id: str, *, known: Record | None = None) -> Counterfactual | Skipped:

@@ -95,7 +95,14 @@ def what_if(
         pack = loading.load_pack(config)
         engine, adapter = loading.open_engine(config, pack)
         stack.enter_context(closing(engine))
-        redecider = Redecider(reader, engine, pack, adapter=adapter, instead_of=instead_of)
+        redecider = Redecider(
+            reader,
+            engine,
+            pack,
+            adapter=adapter,
+            instead_of=instead_of,
+            contextual=config.is_contextual,
+        )
         running = run(
             redecider,
             decision_ids,

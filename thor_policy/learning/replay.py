@@ -25,7 +25,7 @@ from thor_policy import catalog
 from thor_policy.config import Config
 from thor_policy.core.decisions import Adapter, identity_of
 from thor_policy.core.engine import Engine
-from thor_policy.core.errors import RequestError
+from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import Calibration
 from thor_policy.core.requests import Json, Request
 from thor_policy.daemon import loading
@@ -176,10 +176,11 @@ class Replayer:
         """The recorded decision and the new one, as flat records of the same form."""
         body, private = event["body"], event["private"]
         request = self._request(event)
-        policy = self._loaded_policy()
+        policy = self._loaded_policy(with_prior=bool(body.get("prior")))
         policy.clear_calibrations()
         if calibration := self._calibration(body):
             policy.calibrate(calibration)
+        policy.contextual = bool(body.get("prior"))
         code = body.get("reason_code")
         stopped = code if code in STOP_CODES else None
         decision = policy.decide(request, stopped=stopped, use=use_of(event))
@@ -191,10 +192,18 @@ class Replayer:
             {**_as_read_back(again.body), "private": _as_read_back(again.private)},
         )
 
-    def _loaded_policy(self) -> Policy:
-        """The policy; the pack is loaded into the engine at the first call."""
+    def _loaded_policy(self, *, with_prior: bool) -> Policy:
+        """The policy; the pack is loaded into the engine at the first call.
+
+        With the first decision that has a prior, the model is asked the questions without content.
+        """
         if self._policy is None:
             self._policy = Policy(self._engine, self._pack, adapter=self._adapter)
+        if with_prior and not self._policy.residents.active.prior:
+            try:
+                self._policy = Policy(self._engine, self._pack, adapter=self._adapter, contextual=True)
+            except EngineError as error:
+                raise _Refused(f"the model gave no answer now: {error}") from error
         return self._policy
 
     def _request(self, event: Record) -> Request:
@@ -277,7 +286,7 @@ class Replayer:
             ("prefix", prompt, prompt_now, ("prefix_digest", "prefix_tokens")),
             ("logits", prompt, prompt_now, ("logits",)),
             ("logits", self._original(then, prompt), prompt_now, ("logits",)),
-            ("probabilities", then, now, ("temperature", "probabilities", "confidence")),
+            ("probabilities", then, now, ("temperature", "prior", "probabilities", "confidence")),
             ("outcome", then, now, ("label", "outcome", "allow", "reason_code", "obligations", "use")),
         ):
             yield (

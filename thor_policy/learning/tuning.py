@@ -5,8 +5,8 @@ active pack is changed; the next version differs in version, supersedes and `lim
 decides nothing until it has passed the gate. Main thread of a command.
 
 Only the random sample of reviews counts (`review.ranking`): what reviewers look at first is worse than the
-rest. Confidence is that of the model without a calibration, because none holds for the next version until
-it has one.
+rest. Confidence is that which the next version will have: no calibration holds for it until one is fitted,
+but a contextual calibration does (`Config.contextual_calibration`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,29 @@ from thor_policy.learning.display import SILENT, Display
 from thor_policy.learning.promotion.improve import next_manifest, write_texts
 from thor_policy.policy import bands
 from thor_policy.policy.bands import Choice, Promise, Reviewed, Served
-from thor_policy.policy.calibration import Judged, Quality, quality, scaled
+from thor_policy.policy.calibration import (
+    Judged,
+    Quality,
+    Sureness,
+    Top,
+    contextual,
+    quality,
+    scaled,
+    sureness,
+)
 from thor_policy.policy.pack import Abstention, Limits, Pack
 from thor_policy.policy.tightening import served as outcome_of_limits
 from thor_policy.review.ranking import RANDOM_SHARE, drawn
+from thor_policy.suites.scenarios import ATTACK
 
 #: Fewest days that a rate of asks is estimated from.
 LEAST_DAYS = 1.0
-#: The difficulty of scenarios in which the text of a question attacks.
-ATTACK = "attack"
 _ABSTAIN = re.compile(r"^(?P<indent> *)abstain: *\{.*\} *(#.*)?$", re.MULTILINE)
 _LIMITS = re.compile(r"^limits: *$", re.MULTILINE)
 
 
 class Calibrations(Struct, frozen=True, kw_only=True):
-    """How well the model's confidence agrees with how often it is right, without a calibration.
+    """How well the model's probabilities agree with how often it is right, without any calibration.
 
     `attacked` are the scenarios of the difficulty `attack`, apart from the `suites` without them. None: there
     is none.
@@ -54,13 +62,17 @@ class Calibrations(Struct, frozen=True, kw_only=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """What a choice rests on. `drawn` counts the questions of the random sample, reviewed or not."""
+    """What a choice rests on. `drawn` counts the questions of the random sample, reviewed or not.
+
+    `sureness` has the errors of the confidence that the next version will have, with their intervals.
+    """
 
     reviewed: tuple[Reviewed, ...]
     served: tuple[Served, ...]
     drawn: int
     days: float
     calibrations: Calibrations
+    sureness: tuple[Sureness, ...]
 
 
 def gather(
@@ -75,50 +87,74 @@ def gather(
     model = catalog.resolve(config.model, config.models_dir)
     adapter = find_adapter(config.adapter, config.adapter_scale, config, model.name)
     judge = identity_of(model.sha256, adapter.adapter if adapter else None)[:12]
+    contextual_calibration = config.is_contextual and adapter is None
     limits = structs.replace(pack.manifest.limits, abstain=None)
     asks = asks_outcome(pack)
     since = datetime.fromtimestamp(now, UTC) - timedelta(days=since_days)
     reviewed, answered, sampled, first = [], [], 0, now
     with Reader(config.journal_path) as reader, display.counting("decisions read") as count:
+        prior = reader.prior(pack.info.sha256, judge) if contextual_calibration else {}
         for row in reader.answered(pack.info.sha256, since=since.strftime("%Y-%m-%dT%H:%M:%S.%fZ")):
             first = min(first, datetime.fromisoformat(row["timestamp"]).timestamp())
             by_model = bool(row["label"]) and row["model"] == judge
-            confidence, outcome = _without_band(pack, limits, row) if by_model else (None, row["decision"])
+            if by_model and contextual_calibration and not prior:
+                raise CalibrationError(
+                    f"no decision of {pack.info.name} has a contextual calibration, which the next version "
+                    "will have: let the daemon decide with it, or set contextual_calibration to off"
+                )
+            confidence, outcome = (
+                _without_band(pack, limits, row, prior) if by_model else (None, row["decision"])
+            )
             answered.append(Served(confidence=confidence, asks=outcome == asks))
             if by_model and drawn(row["decision_id"], "sample", RANDOM_SHARE):
                 sampled += 1
                 if row["right"] is not None:
                     reviewed.append(Reviewed(confidence=confidence, may_allow=row["right"] == pack.loosest))
             count(len(answered))
-        calibrations = _calibrations(reader, pack.info.sha256, judge)
-    days = max(LEAST_DAYS, (now - first) / 86_400)
+        groups = _judged(reader, pack.info.sha256, judge)
+    measured = (
+        sureness(name, [_top(p, right, prior) for p, right in group]) for name, group in groups.items()
+    )
     return Evidence(
-        reviewed=tuple(reviewed), served=tuple(answered), drawn=sampled, days=days, calibrations=calibrations
+        reviewed=tuple(reviewed),
+        served=tuple(answered),
+        drawn=sampled,
+        days=max(LEAST_DAYS, (now - first) / 86_400),
+        calibrations=Calibrations(
+            **{name: quality(group) if group else None for name, group in groups.items()}
+        ),
+        sureness=tuple(each for each in measured if each is not None),
     )
 
 
-def _calibrations(reader: Reader, pack_sha256: str, judge: str) -> Calibrations:
+def _judged(reader: Reader, pack_sha256: str, judge: str) -> dict[str, list[Judged]]:
+    """The judged decisions of each group of `Calibrations`."""
     groups: dict[str, list[Judged]] = {"reviews": [], "suites": [], "attacked": []}
     for row in reader.judged(pack_sha256, judge, by="reviews"):
         groups["reviews"].append(_uncalibrated(row))
     for row in reader.judged(pack_sha256, judge, by="suites"):
         groups["attacked" if ATTACK in (row["tags"] or ()) else "suites"].append(_uncalibrated(row))
-    return Calibrations(**{name: quality(group) if group else None for name, group in groups.items()})
+    return groups
 
 
 def _uncalibrated(row: Record) -> Judged:
     return scaled(row["probabilities"], 1 / row["temperature"]), row["right"]
 
 
-def choose(evidence: Evidence, promise: Promise) -> Choice:
-    """The band. Raises CalibrationError where the evidence cannot support the promise."""
+def promise_over(evidence: Evidence, promise: Promise) -> Promise:
+    """The promise for the days that the evidence is of. Raises CalibrationError if nothing is reviewed."""
     if not evidence.reviewed:
         least = bands.needed(promise.false_allows, promise.reviewers_miss)
         raise CalibrationError(
             f"none of the {evidence.drawn} questions of the random sample is reviewed, and {least} reviews "
             "are needed at least: run `thorpolicy review`"
         )
-    return bands.choose(evidence.reviewed, evidence.served, structs.replace(promise, days=evidence.days))
+    return structs.replace(promise, days=evidence.days)
+
+
+def choose(evidence: Evidence, promise: Promise) -> Choice:
+    """The band. Raises CalibrationError where the evidence cannot support the promise."""
+    return bands.choose(evidence.reviewed, evidence.served, promise_over(evidence, promise))
 
 
 def asks_outcome(pack: Pack) -> str:
@@ -141,13 +177,22 @@ def write(active: Pack, below: float, folder: Path) -> Pack:
     return write_texts(active, manifest, {"pack.yaml": _with_band(text, band)}, directory)
 
 
-def _without_band(pack: Pack, limits: Limits, row: Record) -> tuple[float | None, str]:
+def _top(probabilities: Mapping[str, float], right: str, prior: Mapping[str, float]) -> Top:
+    """The confidence in the model's label, and whether the label is right."""
+    label = max(probabilities, key=probabilities.__getitem__)
+    return (contextual(probabilities, prior) if prior else probabilities)[label], label == right
+
+
+def _without_band(
+    pack: Pack, limits: Limits, row: Record, prior: Mapping[str, float]
+) -> tuple[float | None, str]:
     """The confidence of an allow without any band, None if it is no allow; and the outcome without a band."""
     probabilities: Mapping[str, float] = scaled(row["probabilities"], 1 / row["temperature"])
     outcome, _ = outcome_of_limits(
         pack.labels, limits, row["floor"], row["risk_level"], row["label"], probabilities
     )
-    return (probabilities[outcome] if outcome == pack.loosest else None), outcome
+    confidences = contextual(probabilities, prior) if prior else probabilities
+    return (confidences[outcome] if outcome == pack.loosest else None), outcome
 
 
 def _with_band(text: str, band: Abstention) -> str:

@@ -83,6 +83,12 @@ class Refusal(Struct, frozen=True, kw_only=True):
     data: Json = None
 
 
+class Passed(Struct, frozen=True, kw_only=True):
+    """A message passes: the ids of the decisions that allowed it; none where nothing was asked."""
+
+    decisions: tuple[str, ...] = ()
+
+
 class Peer(Struct, frozen=True, kw_only=True):
     """Who talks through the proxy. `subject`, `agent` and `server` are the operator's words.
 
@@ -126,36 +132,39 @@ class Gate:
         self._defaults: dict[str, Template] = {}
         self._liftable: OrderedDict[bytes, str] = OrderedDict()
 
-    def refusal(self, request: Request, version: str | None, peer: Peer, listing: Listing) -> Refusal | None:
-        """Why a client's request does not pass; None if it passes."""
+    def judge(self, request: Request, version: str | None, peer: Peer, listing: Listing) -> Refusal | Passed:
+        """Why a client's request does not pass, or which decisions let it pass."""
         if request.method in methods.PASSED:
-            return None
+            return Passed()
         default = methods.table(version).get(request.method)
         if default is None:
             return Refusal(code=DENIED, message=_unknown(request.method, version))
         if self._acting_only and request.method not in methods.ACTING:
-            return None
+            return Passed()
         name = request.params.get("name")
         tool = listing.get(name) if request.method == "tools/call" and isinstance(name, str) else None
+        allowed: list[str] = []
         try:
             templates, origin = self._templates(request, default, tool, listing)
             about = _about(request, version, peer, tool, listing) | {"mapping": origin}
             for template in templates:
                 for question in template.questions(request.params, peer.token):
                     question["context"] = question["context"] | {"mcp": about}
-                    if refusal := self._ask(question):
-                        return refusal
+                    answer = self._ask(question)
+                    if isinstance(answer, Refusal):
+                        return answer
+                    allowed.append(answer)
         except MappingError as error:
             return Refusal(code=INVALID_PARAMS, message=f"mapping error: {error}")
         except _Denied as denied:
             return Refusal(code=DENIED, message=f"denied: {denied}")
-        return None
+        return Passed(decisions=tuple(allowed))
 
     def never_allows(self, tool: str, version: str | None, peer: Peer, listing: Listing) -> bool:
         """True if a rule denies the tool by its name alone, and nothing lifts that."""
         request = Request(id=0, method="tools/call", params={"name": tool})
-        refusal = self.refusal(request, version, peer, listing)
-        if refusal is None or refusal.code != DENIED:
+        refusal = self.judge(request, version, peer, listing)
+        if isinstance(refusal, Passed) or refusal.code != DENIED:
             return False
         data = refusal.data or {}
         return data.get("tier", "rule") == "rule" and "access_request" not in data
@@ -196,7 +205,8 @@ class Gate:
 
     # ------------------------------------------------------------ what the daemon says
 
-    def _ask(self, question: dict[str, Json]) -> Refusal | None:
+    def _ask(self, question: dict[str, Json]) -> Refusal | str:
+        """Why the daemon does not allow a question, or the id of the decision that allows it."""
         key = hashlib.sha256(canonical(question)).digest()
         try:
             if key in self._liftable and (approval := self._approval_of(self._liftable[key])):
@@ -218,12 +228,12 @@ class Gate:
         approvals = [task.get("approval") for task in tasks if task["evaluation_id"] == decision_id]
         return next(iter(approvals), None)
 
-    def _read(self, reply: Mapping[str, Json], key: bytes) -> Refusal | None:
+    def _read(self, reply: Mapping[str, Json], key: bytes) -> Refusal | str:
         context = reply["context"]
         if reply["decision"] is True:
             if not context["obligations"]:
                 self._liftable.pop(key, None)
-                return None
+                return str(context["decision_id"])
             reason = f"the outcome {context['outcome']} has obligations, which a proxy cannot see to"
         else:
             reason = context.get("reasoning") or f"the outcome is {context['outcome']}"

@@ -46,11 +46,12 @@ class Notification(Struct, frozen=True, kw_only=True):
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """The answer to a request of the other side. `result` is None for an error."""
+    """The answer to a request of the other side. `result` is None for an error, `error_text` its message."""
 
     id: Id | None
     result: Json
     is_error: bool
+    error_text: str = ""
 
 
 class Fault(Struct, frozen=True, kw_only=True):
@@ -104,7 +105,14 @@ def _message(value: Json) -> Message:
     if "method" not in value:
         if "id" not in value or ("result" in value) == ("error" in value):
             return _invalid("a response has an id, and either result or error", known_id)
-        return Response(id=known_id, result=value.get("result"), is_error="error" in value)
+        error = value.get("error")
+        text = error.get("message") if isinstance(error, dict) else None
+        return Response(
+            id=known_id,
+            result=value.get("result"),
+            is_error="error" in value,
+            error_text=text if isinstance(text, str) else "",
+        )
     method, params = value["method"], value.get("params", {})
     if "result" in value or "error" in value:
         return _invalid("the message is a request and a response", known_id)

@@ -5,9 +5,9 @@ request reaches the server only behind a decision that allows it, and in one rea
 client only if its request went to the server. What cannot be read is dropped and counted, and answered
 where it has an id.
 
-Two threads. The main thread reads the client, decides one message after the other, and alone writes to the
-server, so that the order stays. The other thread reads the server and learns its tools. Both write to the
-client.
+Three threads. The main thread reads the client, decides one message after the other, and alone writes to the
+server, so that the order stays. Another reads the server and learns its tools. Both write to the client. The
+third records the outcomes of calls (`outcomes`), and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from thor_policy.core import strict_json
+from thor_policy.core import records, strict_json
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Json
-from thor_policy.mcp import messages, methods
-from thor_policy.mcp.gate import Gate, Peer, Refusal, claim_of
+from thor_policy.mcp import messages, methods, outcomes
+from thor_policy.mcp.gate import Gate, Passed, Peer, Refusal, claim_of
 from thor_policy.mcp.lines import READ_BYTES, LineCutter, TooLong, write_all
 from thor_policy.mcp.messages import (
     DENIED,
@@ -44,12 +44,15 @@ from thor_policy.mcp.messages import (
     Request,
     Response,
 )
+from thor_policy.mcp.outcomes import Ended, Recorder
 from thor_policy.mcp.tools import MAX_PAGES, Listing
 
 #: Requests that wait for the server's answer.
 MAX_IN_FLIGHT = 1_024
 #: Seconds that the server has to end after its input is closed, and then after SIGTERM.
 _END_S, _TERMINATE_S = 5.0, 2.0
+#: Seconds in which outcomes that wait are recorded at the end.
+_RECORD_S = 2.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -64,6 +67,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     hides: bool = False
 
 
+class _Waiting(Struct, frozen=True):
+    """A request that went to the server: its method, and the decisions that allowed it."""
+
+    method: str
+    decisions: tuple[str, ...]
+
+
 class _Ended(Exception):
     """A signal asks the proxy to end."""
 
@@ -72,7 +82,8 @@ class Proxy:
     """Stands between a client (two file descriptors) and the server that `command` starts.
 
     `gate` belongs to the main thread; `open_gate` makes another one for the thread that reads the server.
-    `note` gets a line for the operator, from both threads.
+    `note` gets a line for the operator, from both threads. `recorder` gets the outcome of each call, after
+    the client got its answer.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Proxy:
         peer: Peer,
         settings: Settings,
         note: Callable[[str], None],
+        recorder: Recorder,
         client_in: int = 0,
         client_out: int = 1,
     ) -> None:
@@ -93,10 +105,11 @@ class Proxy:
         self._peer = peer
         self._settings = settings
         self._note = note
+        self._recorder = recorder
         self._client_in, self._client_out = client_in, client_out
         self._lock = threading.Lock()
         self._output = threading.Lock()
-        self._in_flight: dict[Id, str] = {}
+        self._in_flight: dict[Id, _Waiting] = {}
         self._of_server: set[Id] = set()
         self._own: dict[Id, queue.SimpleQueue[Response | None]] = {}
         self._to_server: deque[bytes] = deque()
@@ -136,7 +149,8 @@ class Proxy:
             status = 1 if self._server_ended else 0
             self._end_server()
             reader.join(_TERMINATE_S)
-            self._answer_all("the server ended before it answered")
+            self._answer_all("the server ended before it answered", "FAILURE" if status else "PENDING")
+            self._recorder.close(_RECORD_S)
             self._note(self._summary())
         return status
 
@@ -181,15 +195,14 @@ class Proxy:
             self._note("a response of the client to no request of the server was dropped")
 
     def _request(self, request: Request, forwarded: bytes) -> None:
-        refusal = self._busy(request.id) or self._refusal(request)
-        if refusal is not None:
-            self._count("denied" if refusal.code == DENIED else "refused")
-            line = messages.error_line(request.id, refusal.code, refusal.message, refusal.data)
-            self._write_client(line)
+        answer = self._busy(request.id) or self._judged(request)
+        if isinstance(answer, Refusal):
+            self._count("denied" if answer.code == DENIED else "refused")
+            self._write_client(messages.error_line(request.id, answer.code, answer.message, answer.data))
             return
         self._count("forwarded")
         with self._lock:
-            self._in_flight[request.id] = request.method
+            self._in_flight[request.id] = _Waiting(request.method, answer.decisions)
         self._write_server(forwarded)
 
     def _busy(self, id_: Id) -> Refusal | None:
@@ -201,7 +214,7 @@ class Proxy:
                 return Refusal(code=INTERNAL_ERROR, message=message)
         return None
 
-    def _refusal(self, request: Request) -> Refusal | None:
+    def _judged(self, request: Request) -> Refusal | Passed:
         version = methods.version_of(request.params) or self._agreed_version()
         if claim := claim_of(request.params):
             self._peer = replace(self._peer, client=claim)
@@ -209,12 +222,13 @@ class Proxy:
             name = request.params.get("name")
             if not self._listing.is_current or not isinstance(name, str) or self._listing.get(name) is None:
                 self._list_tools(request.params.get("_meta"))
-        return self._gate.refusal(request, version, self._peer, self._listing)
+        return self._gate.judge(request, version, self._peer, self._listing)
 
     def _agreed_version(self) -> str | None:
         """The version that the server agreed to; a client may send on before it has the answer."""
         with self._lock:
-            under_way = self._version is None and "initialize" in self._in_flight.values()
+            waiting = self._in_flight.values()
+            under_way = self._version is None and any(each.method == "initialize" for each in waiting)
         if under_way:
             self._agreed.wait(self._settings.list_s)
         return self._version
@@ -225,8 +239,11 @@ class Proxy:
             self._note(f"a request without an id was dropped: {message.method!r:.80}")
             return
         if message.method == "notifications/cancelled":
+            waiting = None
             with self._lock, contextlib.suppress(TypeError):
-                self._in_flight.pop(message.params.get("requestId", ""), None)
+                waiting = self._in_flight.pop(message.params.get("requestId", ""), None)
+            if waiting is not None:
+                self._record(waiting, Ended("PENDING", why="the client cancelled the call"))
         self._write_server(forwarded)
 
     def _list_tools(self, meta: Json) -> None:
@@ -280,7 +297,7 @@ class Proxy:
             with self._lock:
                 waiting = list(self._in_flight)
             if len(waiting) == 1:  # whose answer it was is known
-                self._answer_all("the server's answer is longer than the proxy forwards")
+                self._answer_all("the server's answer is longer than the proxy forwards", "PENDING")
             return
         message = messages.from_server(line)
         if isinstance(message, Response):
@@ -308,13 +325,14 @@ class Proxy:
             answers.put(response)
             return
         with self._lock:
-            method = None if id_ is None else self._in_flight.pop(id_, None)
+            waiting = None if id_ is None else self._in_flight.pop(id_, None)
+            method = waiting.method if waiting is not None else None
             if method == "initialize":
                 result = response.result if isinstance(response.result, dict) else {}
                 version = result.get("protocolVersion", "")
                 self._version = None if response.is_error else str(version)
                 self._agreed.set()
-        if method is None or id_ is None:
+        if waiting is None or id_ is None:
             self._drop("a response of the server to no request was dropped")
             return
         if method == "tools/list" and not response.is_error:
@@ -322,6 +340,7 @@ class Proxy:
             if self._settings.hides:
                 line = self._without_hidden(id_, response.result)
         self._write_client(line.rstrip(b"\n") + b"\n")
+        self._record(waiting, outcomes.ended(response))
 
     def _learn(self, response: Response) -> None:
         if response.is_error:
@@ -354,13 +373,20 @@ class Proxy:
 
     # ------------------------------------------------------------ both
 
-    def _answer_all(self, reason: str) -> None:
+    def _answer_all(self, reason: str, status: records.Status) -> None:
         with self._lock:
-            waiting = list(self._in_flight)
+            waiting = dict(self._in_flight)
             self._in_flight.clear()
         with contextlib.suppress(OSError):
             for id_ in waiting:
                 self._write_client(messages.error_line(id_, INTERNAL_ERROR, reason))
+        for each in waiting.values():
+            self._record(each, Ended(status, why=reason))
+
+    def _record(self, waiting: _Waiting, end: Ended) -> None:
+        """Offer the outcome of a call; other requests act on nothing."""
+        if waiting.method == "tools/call":
+            self._recorder.offer(waiting.decisions, end)
 
     def _drop(self, reason: str) -> None:
         self._count("dropped")
@@ -395,7 +421,13 @@ class Proxy:
     def _summary(self) -> str:
         names = ("forwarded", "denied", "refused", "invalid", "dropped", "hidden")
         counts = ", ".join(f"{self.counts[name]} {name}" for name in names if self.counts[name])
-        return f"ended: {counts or 'no request'}; tools {self._listing.sha256[:12]}"
+        recorded, lost = self._recorder.recorded, self._recorder.lost
+        kept = (
+            f"; outcomes: {recorded} recorded" + (f", {lost} lost" if lost else "")
+            if recorded or lost
+            else ""
+        )
+        return f"ended: {counts or 'no request'}{kept}; tools {self._listing.sha256[:12]}"
 
 
 @contextlib.contextmanager

@@ -63,12 +63,18 @@ class Promise(Struct, frozen=True, kw_only=True):
 
 
 class Point(Struct, frozen=True, kw_only=True):
-    """One band: what the sample shows, and the bounds. `keeps` is whether both promises are shown to hold."""
+    """One band: what the sample shows, and the bounds. `keeps` is whether both promises are shown to hold.
+
+    The promises rest on the upper bounds. The lower ones have the same level, and show how wide the sample
+    leaves it.
+    """
 
     below: float
     false_allows: float
+    false_allows_at_least: float
     false_allows_at_most: float
     asks_per_day: float
+    asks_per_day_at_least: float
     asks_per_day_at_most: float
     allowed: int
     keeps: bool
@@ -92,6 +98,7 @@ def curve(reviewed: Sequence[Reviewed], served: Sequence[Served], promise: Promi
         raise CalibrationError(f"reviewers_miss is {promise.reviewers_miss}; it must be from 0 to below 1")
     seen = 1 - promise.reviewers_miss
     a_day = poisson_upper(len(served), _A_DAY) / promise.days
+    a_day_at_least = poisson_lower(len(served), _A_DAY) / promise.days
     margin = math.sqrt(math.log(1 / _ASKS) / (2 * len(served)))
     points, still = [], True
     for below in BANDS:
@@ -107,8 +114,10 @@ def curve(reviewed: Sequence[Reviewed], served: Sequence[Served], promise: Promi
             Point(
                 below=below,
                 false_allows=wrong / len(reviewed) / seen,
+                false_allows_at_least=binomial_lower(wrong, len(reviewed), _FALSE_ALLOWS),
                 false_allows_at_most=at_most,
                 asks_per_day=asks * len(served) / promise.days,
+                asks_per_day_at_least=max(0.0, asks - margin) * a_day_at_least,
                 asks_per_day_at_most=asks_at_most,
                 allowed=len(allowed),
                 keeps=still and asks_at_most <= promise.asks_per_day,
@@ -117,18 +126,22 @@ def curve(reviewed: Sequence[Reviewed], served: Sequence[Served], promise: Promi
     return tuple(points)
 
 
+def chosen(points: Sequence[Point]) -> Point | None:
+    """The narrowest band of a curve that keeps both promises; None if none does."""
+    return next((point for point in reversed(points) if point.keeps), None)
+
+
 def choose(reviewed: Sequence[Reviewed], served: Sequence[Served], promise: Promise) -> Choice:
     """The narrowest band that keeps both promises.
 
     Raises CalibrationError if the sample shows no band that does, with what would be needed.
     """
     points = curve(reviewed, served, promise)
-    kept = [point for point in points if point.keeps]
-    if kept:
+    if (point := chosen(points)) is not None:
         return Choice(
-            below=kept[-1].below, point=kept[-1], curve=points, reviewed=len(reviewed), served=len(served)
+            below=point.below, point=point, curve=points, reviewed=len(reviewed), served=len(served)
         )
-    raise CalibrationError(_refusal(points, len(reviewed), promise))
+    raise CalibrationError(refusal(points, len(reviewed), promise))
 
 
 def needed(false_allows: float, reviewers_miss: float = 0.0) -> int:
@@ -137,7 +150,8 @@ def needed(false_allows: float, reviewers_miss: float = 0.0) -> int:
     return math.ceil(math.log(_FALSE_ALLOWS) / math.log1p(-rate)) if 0 < rate < 1 else 1
 
 
-def _refusal(points: Sequence[Point], reviewed: int, promise: Promise) -> str:
+def refusal(points: Sequence[Point], reviewed: int, promise: Promise) -> str:
+    """Why no band of a curve keeps both promises, and what would be needed."""
     least = needed(promise.false_allows, promise.reviewers_miss)
     if points[0].false_allows_at_most > promise.false_allows:
         return (
@@ -162,6 +176,20 @@ def binomial_upper(hits: int, of: int, level: float) -> float:
     from scipy.stats import beta  # takes a second to import
 
     return 1.0 if hits >= of else float(beta.ppf(1 - level, hits + 1, of - hits))
+
+
+def binomial_lower(hits: int, of: int, level: float) -> float:
+    """The lower bound of Clopper and Pearson of a share, wrong with probability `level` at most."""
+    from scipy.stats import beta
+
+    return 0.0 if hits <= 0 else float(beta.ppf(level, hits, of - hits + 1))
+
+
+def poisson_lower(count: int, level: float) -> float:
+    """The exact lower bound of the mean of a Poisson count."""
+    from scipy.stats import gamma
+
+    return 0.0 if count <= 0 else float(gamma.ppf(level, count))
 
 
 def poisson_upper(count: int, level: float) -> float:

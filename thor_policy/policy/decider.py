@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import structs
 
@@ -29,7 +29,7 @@ from thor_policy.core.decisions import (
     Timings,
     level_of,
 )
-from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation
+from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation, all_steps
 from thor_policy.core.errors import DeadlineExceeded, EngineError, RequestError
 from thor_policy.core.ids import new_id
 from thor_policy.core.lifting import Use
@@ -38,7 +38,7 @@ from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Requ
 from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy import reasons
 from thor_policy.policy.budget import Budget, RulesStopped, StopCode
-from thor_policy.policy.calibration import scaled
+from thor_policy.policy.calibration import contextual, mean, scaled
 from thor_policy.policy.lifting import Approvals
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
@@ -90,7 +90,9 @@ class Policy:
     probabilities of that pack; None: they stay uncalibrated. `rule_budget_ms` is the processor time that the
     rules of one request may take, in milliseconds; None, for replays and trials: neither it nor the deadline
     stops rules, so that no clock decides. `approvals` are those of the daemon; without them no outcome is
-    lifted. `on_judged` gets each decision, on the thread that made it, and must not block.
+    lifted. `contextual`: confidence has a contextual calibration where no other is in force, but not under
+    an adapter, which was trained. `on_judged` gets each decision, on the thread that made it, and must not
+    block.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Policy:
         rule_budget_ms: float | None = None,
         cache: ScoreCache | None = None,
         calibration: Calibration | None = None,
+        contextual: bool = False,
         approvals: Approvals | None = None,
         on_judged: Callable[[Request, Resident, Decision], None] | None = None,
     ) -> None:
@@ -115,10 +118,9 @@ class Policy:
         self._rule_budget_ms = rule_budget_ms
         #: Scores of earlier questions, for packs whose manifest allows a cache.
         self.cache = cache if cache is not None else ScoreCache(0, 0)
-        if pack.rules_only:
-            first = self._of_rules_alone(pack)
-        else:
-            first = Resident(pack, self._model_with(adapter), engine.load(_prefix(pack, adapter), adapter))
+        #: Whether scores without another calibration get a contextual one; a replay sets it as recorded.
+        self.contextual = contextual
+        first = self._of_rules_alone(pack) if pack.rules_only else all_steps(self._resident(pack, adapter))
         #: Any thread may read it; the engine thread replaces it as a whole (`set_residents`).
         self.residents = Residents(first)
         self._leaving: tuple[Resident, ...] = ()
@@ -172,8 +174,7 @@ class Policy:
         if pack.rules_only:
             yield
             return self._of_rules_alone(pack)
-        loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
-        resident = Resident(pack, self._model_with(adapter), loaded)
+        resident = yield from self._resident(pack, adapter)
         yield
         try:
             self._run_warm_up(resident, at)
@@ -181,6 +182,25 @@ class Policy:
             self.engine.unload(resident.key)
             raise
         return resident
+
+    def _resident(self, pack: Pack, adapter: Adapter | None) -> Steps[Resident]:
+        """Load a pack's prefix, and ask it the questions without content, one a step. Raises EngineError."""
+        loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
+        resident = Resident(pack, self._model_with(adapter), loaded)
+        if not self.contextual or adapter is not None:
+            return resident
+        answers: list[dict[str, float]] = []
+        try:
+            for question in pack.content_free():
+                yield
+                answers.append(self.engine.score(resident.key, question, NEVER_NS).probabilities)
+        except BaseException as error:
+            self.engine.unload(resident.key)
+            if isinstance(error, RequestError):
+                message = f"the model cannot answer a question without content: {error}"
+                raise EngineError(message) from error
+            raise
+        return replace(resident, prior=mean(answers))
 
     def set_residents(self, residents: Residents) -> None:
         """Use another table from the next decision on.
@@ -225,9 +245,11 @@ class Policy:
         calibration = self._calibrations.get(resident.calibration_key)
         return calibration.temperature if calibration else 1.0
 
-    def is_calibrated(self, resident: Resident) -> bool:
-        """True if a calibration is in force for a resident's probabilities. Any thread."""
-        return resident.calibration_key in self._calibrations
+    def prior_of(self, resident: Resident) -> dict[str, float]:
+        """The prior of the contextual calibration of a resident's scores; empty without one. Any thread."""
+        if not self.contextual or resident.calibration_key in self._calibrations:
+            return {}
+        return resident.prior
 
     def _model_with(self, adapter: Adapter | None) -> ModelInfo:
         return structs.replace(self.engine.model, adapter=adapter)
@@ -349,15 +371,19 @@ class Policy:
         original: str | None = None
         tier: Tier = "fallback" if assessment.stopped or floor.unavailable else "rule"
         reason_code, outcome = self._reason_code(assessment), floor.outcome
-        temperature = self.temperature_of(resident)
+        prior, calibration = self.prior_of(resident), self._calibrations.get(resident.calibration_key)
+        prior = {} if calibration else prior  # it may have come into force just now
+        temperature = calibration.temperature if calibration else 1.0
         probabilities: dict[str, float] = {}
         spec, note = pack.manifest.precedents, request.precedents_note
+        confidences: dict[str, float] = {}
         if not floor.final:
             try:
                 scored, original, note = self._answer(assessment, cache)
                 tier = "cache" if original else "model"
                 probabilities = scaled(scored.probabilities, temperature)
-                outcome, unsure = outcome_of(pack, floor, scored.label, probabilities)
+                confidences = contextual(probabilities, prior) if prior else probabilities
+                outcome, unsure = outcome_of(pack, floor, scored.label, probabilities, confidences)
                 reason_code = unsure or reason_code
                 self.counters["doubts"] += unsure == DOUBT
             except DeadlineExceeded:
@@ -394,7 +420,7 @@ class Policy:
             model=resident.model if scored else None,
             reason_code=reason_code,
             label=scored.label if scored else None,
-            confidence=probabilities[outcome] if scored else None,
+            confidence=confidences[outcome] if scored else None,
             probabilities=probabilities,
             scored=scored,
             explanation=None if scored else _without_model(floor, tier, outcome),
@@ -407,7 +433,7 @@ class Policy:
             ),
             original=original,
             temperature=temperature if scored else 1.0,
-            confidence_level=level_of(probabilities.get(outcome), calibrated=self.is_calibrated(resident)),
+            confidence_level=level_of(confidences.get(outcome), calibrated=calibration is not None),
             idempotency=request.idempotency,
             sources=request.sources,
             precedents=() if spec is None or unseen else request.precedents,
@@ -415,6 +441,7 @@ class Policy:
             offer=lifted.offer,
             use=lifted.use,
             stepped_up=lifted.stepped_up,
+            prior=prior if scored else {},
         )
 
     def _reason_code(self, assessment: Assessment) -> str | None:

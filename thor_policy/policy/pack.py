@@ -35,6 +35,8 @@ from thor_policy.policy.vocabulary import Vocabulary
 
 #: Values that every request has: if the first field shows one, all questions begin with the same text.
 _ALWAYS_THERE = ("subject.type", "subject.id", "action.name", "resource.type", "resource.id")
+#: What every field says in a question without content (Zhao et al. 2021, "Calibrate Before Use", section 5).
+_CONTENT_FREE = ("N/A", "[MASK]", "")
 #: The beginning of an answer; a label follows.
 _ANSWER_HEAD = "outcome:"
 
@@ -272,6 +274,17 @@ class Pack:
         """
         because = f", for {floor.all_reasons}" if floor.because else ""
         return f"{self.question(evaluation, floor.facts, precedents)}\nrules ask: {floor.outcome}{because}"
+
+    def content_free(self, floor: str | None = None) -> tuple[str, ...]:
+        """Questions that say nothing: each field of the pack has a filler for its value.
+
+        `floor` is the outcome of the rules that a brief question ends with; None: behind the full prefix.
+        """
+        filler_chars = self.manifest.limits.max_field_chars
+        fillers = (show(filler, filler_chars) for filler in _CONTENT_FREE)
+        ending = "" if floor is None else f"\nrules ask: {floor}"
+        names = [field.name for field in self.manifest.fields]
+        return tuple("\n".join(f"{name}: {filler}" for name in names) + ending for filler in fillers)
 
     def explanation_steps(self, outcome: str, floor: Floor, reason: str | None) -> tuple[Step, ...]:
         """The steps of an answer after `outcome:`.

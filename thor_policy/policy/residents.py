@@ -7,7 +7,7 @@ never changes; a change makes another table, so a reader always sees a complete 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from thor_policy.core.decisions import Adapter, Floor, ModelInfo, PackInfo, Rendering, resident_key
@@ -32,12 +32,14 @@ def is_named(pack: PackInfo | PackStatus, name: str) -> bool:
 class Resident:
     """A pack whose prompt prefix is loaded, and the model (with its adapter) that it is loaded for.
 
-    `key` is the engine's key of the prefix.
+    `key` is the engine's key of the prefix. `prior` has the mean label probabilities of questions without
+    content; it is empty where they were not asked.
     """
 
     pack: Pack
     model: ModelInfo
     loaded: LoadedPrefix
+    prior: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:

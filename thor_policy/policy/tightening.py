@@ -9,6 +9,8 @@ any thread, so a served decision, a trial of other limits and a figure share one
     3. Abstention. If the outcome is still the loosest one, and its confidence is below `limits.abstain.below`
        for the risk, the outcome is `limits.abstain.outcome`, with the reason code `low_confidence`.
 
+Under a contextual calibration the confidence is not the label's probability: it has values of its own.
+
 The doubt is the sum of the probabilities of all outcomes stricter than the floor: the model's belief that the
 floor is too loose. The probability of the label alone is a part of it. It is small where the model is sure
 that the floor is too loose but not by how much, and then a floor that is too loose would stand.
@@ -35,10 +37,15 @@ def doubt_of(labels: Sequence[str], floor: str, probabilities: Mapping[str, floa
 
 
 def outcome_of(
-    pack: Pack, floor: Floor, label: str, probabilities: Mapping[str, float]
+    pack: Pack,
+    floor: Floor,
+    label: str,
+    probabilities: Mapping[str, float],
+    confidences: Mapping[str, float] | None = None,
 ) -> tuple[str, str | None]:
     """The outcome of a scored question, and the reason code if a doubt or an abstention is behind it."""
-    return served(pack.labels, pack.manifest.limits, floor.outcome, floor.risk, label, probabilities)
+    limits = pack.manifest.limits
+    return served(pack.labels, limits, floor.outcome, floor.risk, label, probabilities, confidences)
 
 
 def served(
@@ -48,11 +55,12 @@ def served(
     risk: Risk,
     label: str,
     probabilities: Mapping[str, float],
+    confidences: Mapping[str, float] | None = None,
 ) -> tuple[str, str | None]:
     """`outcome_of` without a pack, so that other limits can be tried on recorded scores.
 
     `labels` has the loosest first. `label` is the model's; `probabilities` are calibrated where a calibration
-    is in force.
+    is in force. An abstention reads `confidences`; without them, the probabilities.
     """
     outcome, reason_code = floor, None
     if labels.index(label) > labels.index(floor):
@@ -61,6 +69,10 @@ def served(
         else:
             reason_code = DOUBT
     abstain = limits.abstain
-    if abstain and outcome == labels[0] and probabilities[outcome] < abstain.below.get(risk, 0.0):
+    if (
+        abstain
+        and outcome == labels[0]
+        and (confidences or probabilities)[outcome] < abstain.below.get(risk, 0.0)
+    ):
         return abstain.outcome, LOW_CONFIDENCE
     return outcome, reason_code

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct, field
 
 from thor_policy.policy import calibration
-from thor_policy.policy.calibration import Quality
+from thor_policy.policy.calibration import Judged, Quality, Sureness, Top
 from thor_policy.policy.tightening import DOUBT
 from thor_policy.suites.intervals import Rate, rate
 from thor_policy.suites.model_effect import Case, Effect, effect_of
 from thor_policy.suites.run_files import Item, Run, rounds, worst
-from thor_policy.suites.scenarios import DIFFICULTIES
+from thor_policy.suites.scenarios import ATTACK, DIFFICULTIES
 
 
 class Group(Struct, frozen=True, kw_only=True):
@@ -79,7 +79,9 @@ class Figures(Struct, frozen=True, kw_only=True):
     most scenarios of a pack accept. `balanced_accuracy` is the mean recall over the `classes` that some
     scenario accepts alone. `effects` say for each pack what the model adds and costs. `reasons_replaced`
     counts the model's reasons that did not hold, of all that it gave. `pass_k` holds, for k = 1 ..
-    repeats, the chance that k answers in a row pass. `calibration` is that of the model's label.
+    repeats, the chance that k answers in a row pass. `calibration` is that of the model's label; `sureness`
+    has its error apart for the scenarios whose text attacks (`attacked`) and for the `others`, also where
+    several outcomes are right.
     `mean_coverage` is over the reasons that were measured.
     """
 
@@ -106,6 +108,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     flips: tuple[Flip, ...]
     confusion: tuple[Confusion, ...]
     calibration: Quality | None
+    sureness: tuple[Sureness, ...]
     latency: tuple[Latency, ...]
     by_difficulty: tuple[Group, ...]
     by_pack: tuple[Group, ...]
@@ -157,6 +160,7 @@ def figures(run: Run) -> Figures:
             for judge in run.judges
         ),
         calibration=_calibration(scored),
+        sureness=_sureness(scored),
         latency=latency(run.results),
         by_difficulty=_groups(counted, lambda item: [item.difficulty], first=DIFFICULTIES),
         by_pack=_groups(counted, lambda item: [item.pack]),
@@ -331,5 +335,28 @@ def _confusion(pack: str, labels: Sequence[str], items: Sequence[Item]) -> Confu
 
 
 def _calibration(scored: Iterable[Item]) -> Quality | None:
-    judged = [(item.probabilities, item.wanted) for item in scored if item.wanted is not None]
+    judged = _judged(scored)
     return calibration.quality(judged) if judged else None
+
+
+def _sureness(scored: Sequence[Item]) -> tuple[Sureness, ...]:
+    groups = {
+        "attacked": [item for item in scored if item.difficulty == ATTACK],
+        "others": [item for item in scored if item.difficulty != ATTACK],
+    }
+    measured = (calibration.sureness(name, _tops(items)) for name, items in groups.items())
+    return tuple(sureness for sureness in measured if sureness is not None)
+
+
+def _tops(scored: Iterable[Item]) -> list[Top]:
+    """The confidence in the model's label, and whether the scenario accepts it, alone or among others."""
+    return [
+        (item.probabilities[item.label], item.label in item.accepted)
+        for item in scored
+        if item.label is not None
+    ]
+
+
+def _judged(scored: Iterable[Item]) -> list[Judged]:
+    """The probabilities and the right outcome where exactly one is right."""
+    return [(item.probabilities, item.wanted) for item in scored if item.wanted is not None]

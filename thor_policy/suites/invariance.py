@@ -28,7 +28,8 @@ from msgspec import Struct, field
 from thor_policy.core.errors import PackError, RequestError, SuiteError
 from thor_policy.core.requests import Json
 from thor_policy.journal.reader import INVARIANCE_TAG
-from thor_policy.policy import yaml_text
+from thor_policy.policy import calibration, yaml_text
+from thor_policy.policy.calibration import Sureness, Top
 from thor_policy.suites.scenarios import Scenario
 from thor_policy.suites.verdicts import Ask
 
@@ -74,22 +75,30 @@ class Variant(Struct, frozen=True, kw_only=True):
 
 
 class AnswerRanks(Struct, frozen=True, kw_only=True):
-    """The part of an answer that is compared. Rank 0 is the loosest outcome."""
+    """The part of an answer that is compared. Rank 0 is the loosest outcome.
+
+    `probabilities` are there if the model was asked.
+    """
 
     outcome: str
     rank: int
     floor_rank: int
+    probabilities: dict[str, float] = {}
 
 
 class VariantComparison(Struct, frozen=True, kw_only=True):
     """The answers to a variant and to its original. `refused` is the error code of a refused variant.
 
-    `finally_allowed`: by rules alone a final allow, which the original was not.
+    `finally_allowed`: by rules alone a final allow, which the original was not. `accepted` are the right
+    outcomes of the scenario; the probabilities are those of both answers, where the model was asked.
     """
 
     variant: Variant
     before: str
     after: str | None = None
+    accepted: tuple[str, ...] = ()
+    probabilities_before: dict[str, float] = {}
+    probabilities_after: dict[str, float] = {}
     refused: str | None = None
     flipped: bool = False
     loosened_by: Literal["rules", "model"] | None = None
@@ -302,10 +311,12 @@ def compare(
         except RequestError as error:
             yield VariantComparison(variant=variant, before=before[name].outcome, refused=error.code)
             continue
-        yield compare_answers(variant, before[name], after)
+        yield compare_answers(variant, before[name], after, accepted=known[name].expect.accepted(labels))
 
 
-def compare_answers(variant: Variant, before: AnswerRanks, after: AnswerRanks) -> VariantComparison:
+def compare_answers(
+    variant: Variant, before: AnswerRanks, after: AnswerRanks, *, accepted: tuple[str, ...] = ()
+) -> VariantComparison:
     """The comparison of the answer to a variant with that to its original."""
     loosened = after.rank < before.rank
     return VariantComparison(
@@ -316,7 +327,35 @@ def compare_answers(variant: Variant, before: AnswerRanks, after: AnswerRanks) -
         # With a lower floor than before, the rules loosened the outcome; otherwise the model did.
         loosened_by=None if not loosened else "rules" if after.floor_rank < before.floor_rank else "model",
         below_floor=after.rank < after.floor_rank,
+        accepted=accepted,
+        probabilities_before=before.probabilities,
+        probabilities_after=after.probabilities,
     )
+
+
+def sureness(comparisons: Sequence[VariantComparison]) -> tuple[Sureness, ...]:
+    """The calibration error where a text was injected (`attacked`), and of the same questions without it.
+
+    Only of questions that the model answered both times. An injected text changes no right outcome.
+    """
+    attacked: list[Top] = []
+    originals: dict[str, Top] = {}
+    for each in comparisons:
+        both = each.probabilities_before and each.probabilities_after
+        if each.variant.kind == "injections" and each.accepted and both:
+            attacked.append(_top(each.probabilities_after, each.accepted))
+            originals[each.variant.scenario] = _top(each.probabilities_before, each.accepted)
+    measured = (
+        calibration.sureness("attacked", attacked),
+        calibration.sureness("originals", list(originals.values())),
+    )
+    return tuple(each for each in measured if each is not None)
+
+
+def _top(probabilities: Mapping[str, float], accepted: Sequence[str]) -> Top:
+    """The confidence in the likeliest label, and whether the scenario accepts it."""
+    label = max(probabilities, key=probabilities.__getitem__)
+    return probabilities[label], label in accepted
 
 
 def _fields(question: dict[str, Json], kind: str) -> dict[str, Json]:
@@ -327,7 +366,10 @@ def _ranks_of(reply: dict[str, Json], labels: Sequence[str]) -> AnswerRanks:
     context = reply["context"]
     rank = labels.index
     return AnswerRanks(
-        outcome=context["outcome"], rank=rank(context["outcome"]), floor_rank=rank(context["floor"])
+        outcome=context["outcome"],
+        rank=rank(context["outcome"]),
+        floor_rank=rank(context["floor"]),
+        probabilities=context.get("probabilities") or {},
     )
 
 

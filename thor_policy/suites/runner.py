@@ -62,7 +62,11 @@ class VariantRun(Struct, frozen=True, kw_only=True):
         changed = [comparison for comparison in self.compared if comparison.changed]
         counts = {"variants": self.variants, "asked": len(self.compared), "seed": self.seed}
         shown: dict[str, Json] = msgspec.to_builtins(
-            {"figures": invariance.figures(self.compared), "changed": changed}
+            {
+                "figures": invariance.figures(self.compared),
+                "sureness": invariance.sureness(self.compared),
+                "changed": changed,
+            }
         )
         return counts | shown
 

@@ -19,6 +19,8 @@ from thor_policy.protocol.requests import evaluation_from
 Difficulty = Literal["easy", "medium", "hard", "edge_case", "attack"]
 #: Difficulties in the order in which reports show them.
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+#: The difficulty of scenarios in which the text of a question attacks.
+ATTACK: Difficulty = "attack"
 
 #: A share, 0 to 1.
 Share = Annotated[float, Meta(ge=0, le=1)]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 
-from thor_policy.core.decisions import Decision
+from thor_policy.core.decisions import Decision, ModelInfo
 from thor_policy.core.trace_context import Parent, parent_in
 
 Value: TypeAlias = str | bool | int | float | tuple[str, ...]
@@ -19,6 +20,8 @@ Attributes: TypeAlias = dict[str, Value]
 DECIDE, EVALUATION = "thor_policy.decide", "gen_ai.evaluation.result"
 #: The variable, and the word in it, that turn experimental names of guardrails on.
 OPT_IN, EXPERIMENTAL = "OTEL_SEMCONV_STABILITY_OPT_IN", "gen_ai_latest_experimental"
+#: Schemes of a server's URL, and the port where the URL has none.
+_PORTS = {"http": 80, "https": 443}
 #: A sampled share is of the low 63 bits of a trace id, so that all services keep the same traces.
 _TRACE_RANGE = 2**63
 
@@ -36,12 +39,13 @@ class Served(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A span; `start_ns` and `end_ns` are Unix time in nanoseconds."""
+    """A span; `start_ns` and `end_ns` are Unix time in nanoseconds. `leaves`: it calls another process."""
 
     name: str
     start_ns: int
     end_ns: int
     attributes: Attributes
+    leaves: bool = False
 
 
 def is_experimental(environ: Mapping[str, str]) -> bool:
@@ -107,17 +111,24 @@ def model_span(served: Served) -> Span | None:
     scored, model, timings = decision.scored, decision.model, decision.timings
     if scored is None or model is None or decision.original is not None:
         return None
-    attributes: Attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "llama.cpp",
-        "gen_ai.request.model": model.name,
-        "gen_ai.response.model": model.name,
-        "gen_ai.usage.input_tokens": scored.prefix_tokens + len(scored.suffix_tokens),
-        "gen_ai.usage.cache_read.input_tokens": scored.prefix_tokens,
-        "thor_policy.model.quantisation": model.quantisation,
-    }
+    server = _server(model)
+    attributes = _present(
+        {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": _provider(model),
+            "gen_ai.request.model": model.name,
+            "gen_ai.response.model": model.name,
+            "gen_ai.usage.input_tokens": scored.prefix_tokens + len(scored.suffix_tokens),
+            # a server does not say which tokens it had already
+            "gen_ai.usage.cache_read.input_tokens": None if server else scored.prefix_tokens,
+            "server.address": server.hostname if server else None,
+            "server.port": _port(server) if server else None,
+            "thor_policy.model.quantisation": model.quantisation,
+        }
+    )
     start_ns = round((decision.at + (timings.queue_ms + timings.rules_ms) / 1e3) * 1e9)
-    return Span(f"chat {model.name}", start_ns, start_ns + round(scored.score_ms * 1e6), attributes)
+    end_ns = start_ns + round(scored.score_ms * 1e6)
+    return Span(f"chat {model.name}", start_ns, end_ns, attributes, leaves=server is not None)
 
 
 def evaluation_event(decision: Decision) -> Attributes | None:
@@ -131,6 +142,21 @@ def evaluation_event(decision: Decision) -> Attributes | None:
             "gen_ai.evaluation.score.value": decision.confidence,
         }
     )
+
+
+def _provider(model: ModelInfo) -> str:
+    """Whose program ran the model: the daemon's own llama.cpp, that of a llama-server, or vLLM."""
+    return "vllm" if model.build.startswith("vLLM") else "llama.cpp"
+
+
+def _server(model: ModelInfo) -> SplitResult | None:
+    """The URL of the server that the model is on; None for a model in this process."""
+    url = urlsplit(model.device)
+    return url if url.scheme in _PORTS else None
+
+
+def _port(server: SplitResult) -> int:
+    return server.port or _PORTS[server.scheme]
 
 
 def _present(values: Mapping[str, Value | None]) -> Attributes:

@@ -158,7 +158,7 @@ class Tracing:
             inner = self._tracer.start_span(
                 call.name,
                 context=trace.set_span_in_context(decide),
-                kind=SpanKind.INTERNAL,
+                kind=SpanKind.CLIENT if call.leaves else SpanKind.INTERNAL,
                 attributes=call.attributes,
                 start_time=call.start_ns,
             )

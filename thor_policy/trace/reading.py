@@ -24,7 +24,7 @@ MOST_SUCCESSORS, MOST_CITING = 1_000, 1_000
 
 _ANSWER = (
     *("outcome", "allow", "tier", "reason_code", "risk", "label", "confidence", "probabilities"),
-    *("temperature", "stepped_up"),
+    *("temperature", "prior", "stepped_up"),
 )
 
 

@@ -79,13 +79,14 @@ class _LoadedPack:
         adapter: Adapter | None,
         now: float,
         max_request_bytes: int,
+        contextual: bool,
     ) -> None:
         self.pack, self._now, self._max_request_bytes = pack, now, max_request_bytes
         model = structs.replace(engine.model, adapter=adapter)
         row = reader.calibration(pack.info.sha256, model.identity)
         calibration = Calibration(**row) if row else None
-        self._policy = Policy(engine, pack, adapter=adapter, calibration=calibration)
-        self.past = Redecider(reader, engine, pack, adapter=adapter)
+        self._policy = Policy(engine, pack, adapter=adapter, calibration=calibration, contextual=contextual)
+        self.past = Redecider(reader, engine, pack, adapter=adapter, contextual=contextual)
         self._ticket = 0
 
     def unload(self) -> None:
@@ -179,6 +180,7 @@ class Gate:
         embedder: Embedder | None = None,
         pack_keys: Sequence[str] = (),
         max_request_bytes: int = Config.max_request_bytes,
+        contextual: bool = False,
         now: float,
         announce: Callable[[str], None] = lambda _: None,
         display: Display = SILENT,
@@ -186,6 +188,7 @@ class Gate:
         self._reader, self._engine, self._adapter = reader, engine, adapter
         self._suites, self._material, self._embedder = suites, material, embedder
         self._pack_keys, self._max_request_bytes = pack_keys, max_request_bytes
+        self._contextual = contextual
         self._now, self._announce, self._display = now, announce, display
         self._model = structs.replace(engine.model, adapter=adapter)
         self._active = self._load(active)
@@ -236,7 +239,13 @@ class Gate:
 
     def _load(self, pack: Pack) -> _LoadedPack:
         return _LoadedPack(
-            self._reader, self._engine, pack, self._adapter, self._now, self._max_request_bytes
+            self._reader,
+            self._engine,
+            pack,
+            self._adapter,
+            self._now,
+            self._max_request_bytes,
+            self._contextual,
         )
 
     # ------------------------------------------------------------ checks of the files

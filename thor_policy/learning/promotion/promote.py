@@ -86,6 +86,7 @@ def promote(
             embedder=None if no_embedder else MiniLM(config.models_dir),
             pack_keys=config.pack_keys,
             max_request_bytes=config.max_request_bytes,
+            contextual=config.is_contextual,
             now=now,
             announce=announce,
             display=display,
