@@ -372,6 +372,10 @@ def one_of_each() -> list[Event]:
 _RARE_TYPE = schema.rare_condition("decision_type", schema.COMMON["decision_type"])
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0028_canaries": (
+        "DROP TABLE canaries",
+        *(f"ALTER TABLE decisions DROP COLUMN {name}" for name in ("canary", "canary_arm", "canary_note")),
+    ),
     "0023_shipping": ("DROP TABLE shipping",),
     "0021_bounded_lists": (
         *(f"DROP INDEX {name}" for name in ("nodes_end", "edges_superseding")),

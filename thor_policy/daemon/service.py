@@ -35,6 +35,7 @@ from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
+from thor_policy.daemon.canary_watch import CanaryWatch
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -205,6 +206,7 @@ def open_service(
             journal,
             on_job_done,
             calibration_of=partial(calibration_of, config),
+            figures=lambda: canary_watch.status(),
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)
@@ -224,6 +226,8 @@ def open_service(
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
+        canary_watch = CanaryWatch(journal, pack_manager.roll_back, now_ns=time.monotonic_ns())
+        pack_manager.resume_canary()
 
         def busy() -> bool:
             return rules_thread.waiting + engine_thread.waiting + journal.waiting > 0
@@ -263,6 +267,7 @@ def open_service(
             alert_thresholds(config),
             drift=drift.status,
             sinks=shipping.status,
+            canary=canary_watch.status,
             wall=time.time,
             busy=busy,
             now_ns=time.monotonic_ns(),
@@ -282,6 +287,7 @@ def open_service(
             approvals=approval_tasks,
             alerts=alerts,
             shipping=shipping,
+            canary=canary_watch,
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)
@@ -334,6 +340,7 @@ def open_service(
             enricher,
             alerts,
             shipping,
+            canary_watch,
         )
 
         def refusal(part: Part) -> RequestError | None:

@@ -1,8 +1,9 @@
 """How a request becomes a decision: the rules, then the model, then what `tightening` makes of both.
 
 Owns the decision semantics. Invariant: the outcome is never looser than the floor that the rules and a valid
-approval leave; every failure ends in the strictest outcome with a reason code; one `Resident` makes the whole
-decision, which carries the digests of that resident. Deciding has two parts: `assess` runs the rules, on any
+approval leave, nor, for the candidate of a canary, than the floor of the active pack; every failure ends in
+the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the digests
+of that resident. Deciding has two parts: `assess` runs the rules, on any
 thread, and `judge` asks the model where they leave the answer to it. Engine thread, except where a docstring
 says "any thread". It reads only the monotonic clock, for timings and deadlines.
 """
@@ -27,6 +28,7 @@ from thor_policy.core.decisions import (
     Scored,
     Tier,
     Timings,
+    Trial,
     level_of,
 )
 from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation
@@ -39,6 +41,7 @@ from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy import reasons
 from thor_policy.policy.budget import Budget, RulesStopped, StopCode
 from thor_policy.policy.calibration import scaled
+from thor_policy.policy.canary import bounded, is_looser
 from thor_policy.policy.lifting import Approvals
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
@@ -51,6 +54,9 @@ log = logging.getLogger(__name__)
 
 #: Deadline of an explanation that no reply waits for, in seconds.
 EXPLAIN_LATER_S = 120
+#: Reason codes of decisions of a canary: the active pack's rules asked for more than the candidate's, or the
+#: candidate gave no answer and the active pack decided.
+ACTIVE_FLOOR, CANARY_FAILED = "active_floor", "canary_failed"
 #: The evaluation of the warm-up, before the first request is served.
 _WARM_UP = Evaluation(
     subject=Entity(type="service", id="thor-policy"),
@@ -64,7 +70,7 @@ class Assessment:
     """What the rules make of a request: the floor, and the resident pack that it comes from.
 
     `stopped`: why the rules were stopped. `final`: the model is not asked. `use`: what an approval did for a
-    request of the past. Times are monotonic nanoseconds.
+    request of the past. `trial`: its arm of a canary. Times are monotonic nanoseconds.
     """
 
     request: Request
@@ -75,10 +81,16 @@ class Assessment:
     started_ns: int
     done_ns: int
     use: Use | None = None
+    trial: Trial | None = None
 
     @property
     def final(self) -> bool:
         return self.floor.final
+
+    @property
+    def by_candidate(self) -> bool:
+        """True if the candidate of a canary decides."""
+        return self.trial is not None and self.trial.arm == "canary" and self.trial.note != "failed"
 
 
 class Policy:
@@ -129,7 +141,8 @@ class Policy:
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
         #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
         #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline. Source failed:
-        #: decisions for which a required source gave no answer.
+        #: decisions for which a required source gave no answer. Canary failed: decisions of the active pack
+        #: because the candidate of a canary gave no answer.
         self.counters = Counter(
             shadows_dropped=0,
             shadows_failed=0,
@@ -139,6 +152,7 @@ class Policy:
             fields_missing=0,
             doubts=0,
             reasons_replaced=0,
+            canary_failed=0,
         )
         #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
         self.failed_expressions = Counter[tuple[str, str]]()
@@ -251,26 +265,45 @@ class Policy:
     # ------------------------------------------------------------ decisions
 
     def decide(
-        self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
+        self,
+        request: Request,
+        *,
+        stopped: StopCode | None = None,
+        use: Use | None = None,
+        trial: Trial | None = None,
     ) -> Decision:
         """Decide an admitted request: both parts of it, and their errors.
 
         For replays. `stopped`: decide it as a request whose rules were stopped for this reason. `use`: what
-        an approval did for it.
+        an approval did for it. `trial`: what was recorded of a canary, the floor of the other pack included.
         """
-        return self.judge(self.assess(request, stopped=stopped, use=use))
+        if trial is None:
+            return self.judge(self.assess(request, stopped=stopped, use=use))
+        resident = self._judge_of(request, self.residents)
+        return self._judge(self._assess(resident, request, stopped, use, trial), None)
 
     def assess(
         self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
     ) -> Assessment:
         """Run the rules on an admitted request. Any thread, but one at a time.
 
+        Where the candidate of a canary decides, the rules of the active pack are run too.
         Raises RequestError: `expired` if the deadline passed in the queue, `not_found` if the pack that it
         names is not loaded.
         """
         _check_deadline(request)
-        residents = self.residents
-        return self._assess(self._judge_of(request, residents), request, stopped, use)
+        residents, member = self.residents, request.member
+        if (candidate := residents.on_trial(request)) is not None and member is not None:
+            bound, _ = self._floor_of(residents.active, request)
+            if bound.errors:
+                pack = residents.active.pack
+                self._count_errors(pack, bound.errors, f"beside {pack.info.name}", time.monotonic_ns())
+            bounded_by = Trial(id=member.id, arm="canary", bound=bound)
+            return self._assess(candidate, request, stopped, use, bounded_by)
+        running = residents.trial is not None and member is not None
+        in_control = running and residents.trial.canary.id == member.id
+        trial = Trial(id=member.id, arm="control") if in_control else None
+        return self._assess(self._judge_of(request, residents), request, stopped, use, trial)
 
     def judge(self, assessment: Assessment) -> Decision:
         """Decide an assessed request; start its explanation if it asks for one and the model scored it.
@@ -282,12 +315,18 @@ class Policy:
         request = assessment.request
         if not assessment.final:
             _check_deadline(request)
-            if assessment.resident not in (*self.residents, *self._leaving):
+            if assessment.resident not in (*self.residents, *self._leaving) or self._is_over(assessment):
                 assessment = self.assess(request, use=assessment.use)
-        resident = assessment.resident
-        cache = self.cache if resident.pack.manifest.cache else None
-        decision = self._judge(assessment, cache, self._approvals)
-        scored = decision.scored
+        try:
+            decision = self._judge(
+                *(assessment, self._cache_of(assessment), self._approvals), hand_back=assessment.by_candidate
+            )
+        except (EngineError, RequestError) as error:
+            if not assessment.by_candidate or (isinstance(error, RequestError) and error.code == "expired"):
+                raise
+            assessment = self._without_candidate(assessment, error)
+            decision = self._judge(assessment, self._cache_of(assessment), self._approvals)
+        resident, scored = assessment.resident, decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
         if self.residents.shadow is not None and resident is self.residents.active:
@@ -295,6 +334,25 @@ class Policy:
         if self._on_judged is not None:
             self._on_judged(request, resident, decision)
         return decision
+
+    def _is_over(self, assessment: Assessment) -> bool:
+        """True if the candidate of a canary would decide that has ended since the rules were run."""
+        trial, running = assessment.trial, self.residents.trial
+        return assessment.by_candidate and (running is None or trial is None or trial.id != running.canary.id)
+
+    def _cache_of(self, assessment: Assessment) -> ScoreCache | None:
+        return self.cache if assessment.resident.pack.manifest.cache else None
+
+    def _without_candidate(self, assessment: Assessment, error: Exception) -> Assessment:
+        """The request as the active pack sees it, because the candidate of the canary gave no answer."""
+        request, trial = assessment.request, assessment.trial
+        self.counters["canary_failed"] += 1
+        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+            extra = logs.fields(decision_id=assessment.decision_id, unlogged=unlogged or None)
+            message = "the canary %s gave no answer, so the active pack decides: %s"
+            log.warning(message, assessment.resident, logs.Hidden(str(error)), extra=extra)
+        failed = None if trial is None else Trial(id=trial.id, arm="canary", note="failed")
+        return self._assess(self.residents.active, request, use=assessment.use, trial=failed)
 
     def _judge_of(self, request: Request, residents: Residents) -> Resident:
         """The pack that a request names, or whose sources were consulted for it; otherwise the active one."""
@@ -322,25 +380,52 @@ class Policy:
         request: Request,
         stopped: StopCode | None = None,
         use: Use | None = None,
+        trial: Trial | None = None,
     ) -> Assessment:
-        started_ns, book = time.monotonic_ns(), resident.pack.book
-        budget_ms = self._rule_budget_ms
+        started_ns, labels = time.monotonic_ns(), resident.pack.labels
+        floor, stopped = self._floor_of(resident, request, stopped)
+        if trial is not None and (bound := trial.bound) is not None:
+            note = "looser" if is_looser(floor, bound, labels) else None
+            merged = bounded(floor, bound, labels)
+            if merged is floor:  # the bound asks for no more
+                trial = structs.replace(trial, note=note, bound=None)
+            else:
+                trial = structs.replace(trial, note=note, own=floor.outcome)
+            floor = merged
+        return Assessment(
+            *(request, resident, new_id(), floor, stopped, started_ns),
+            done_ns=time.monotonic_ns(),
+            use=use,
+            trial=trial,
+        )
+
+    def _floor_of(
+        self, resident: Resident, request: Request, stopped: StopCode | None = None
+    ) -> tuple[Floor, StopCode | None]:
+        """The floor of a pack's rules, and why they were stopped."""
+        book, budget_ms = resident.pack.book, self._rule_budget_ms
         limit = None if budget_ms is None else Budget(budget_ms, request.deadline_ns)
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = book.apply(
-                request.evaluation, request.received_at, limit, request.sources, request.precedents
+            return (
+                book.apply(
+                    request.evaluation, request.received_at, limit, request.sources, request.precedents
+                ),
+                None,
             )
         except RulesStopped as stop:
-            stopped, floor = stop.code, book.stopped(stop.code)
-        return Assessment(
-            request, resident, new_id(), floor, stopped, started_ns, done_ns=time.monotonic_ns(), use=use
-        )
+            return book.stopped(stop.code), stop.code
 
     def _judge(
-        self, assessment: Assessment, cache: ScoreCache | None, approvals: Approvals | None = None
+        self,
+        assessment: Assessment,
+        cache: ScoreCache | None,
+        approvals: Approvals | None = None,
+        *,
+        hand_back: bool = False,
     ) -> Decision:
+        """The decision; with `hand_back` it raises EngineError where the model gives no answer."""
         request, resident, floor = assessment.request, assessment.resident, assessment.floor
         pack, decision_id, started_ns = resident.pack, assessment.decision_id, time.monotonic_ns()
         scored: Scored | None = None
@@ -361,6 +446,8 @@ class Policy:
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", pack.strictest, "deadline_exceeded"
             except EngineError as error:
+                if hand_back:
+                    raise
                 tier, outcome, reason_code = "fallback", pack.strictest, "engine_failed"
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
@@ -412,6 +499,7 @@ class Policy:
             offer=lifted.offer,
             use=lifted.use,
             stepped_up=lifted.stepped_up,
+            trial=assessment.trial,
         )
 
     def _reason_code(self, assessment: Assessment) -> str | None:
@@ -433,7 +521,9 @@ class Policy:
             if floor.errors:
                 self._count_errors(pack, floor.errors, assessment.decision_id, assessment.done_ns)
                 return "rule_error"
-            return None
+            if (trial := assessment.trial) is not None and trial.note == "failed":
+                return CANARY_FAILED
+            return ACTIVE_FLOOR if trial is not None and trial.bound is not None else None
 
     def failures_of(self, pack_name: str) -> dict[str, int]:
         """How often each expression of the packs of this name failed. Any thread."""
