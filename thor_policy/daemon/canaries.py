@@ -219,7 +219,7 @@ class Canaries:
     ) -> Merit:
         """The record of a pack on the weights with this adapter.
 
-        What its rules decided alone counts too, unless all candidates are of `one_pack`: then it says nothing.
+        What rules decided alone counts too, unless all candidates are of `one_pack`: then it says nothing.
         """
         model = structs.replace(self._policy.engine.model, adapter=adapter)
         weights = f"{model.quantisation}+{model.identity[:12]}"
@@ -328,7 +328,7 @@ class Canaries:
     # ------------------------------------------------------------ after a restart
 
     def _open_again(self, canary: Canary) -> _Opened:
-        """The candidate of a canary that ran before. Raises ThorPolicyError if anything is another one now."""
+        """The candidate of a canary that ran before. Raises ThorPolicyError if anything has changed."""
         active = self._policy.residents.active
         if (active.pack.info.sha256, active.model.identity) != (
             canary.against.sha256,

@@ -49,8 +49,8 @@ def choose(candidates: Sequence[Merit], active: Merit, *, least: int) -> tuple[i
         short = active if known else max(candidates, key=lambda each: each.of)
         raise RequestError(
             "conflict",
-            f"the record does not say which is best: {short.name} has {short.of} results, and {least} are the "
-            f"fewest that count; record outcomes or reviews, or name one candidate. {figures}",
+            f"the record does not say which is best: {short.name} has {short.of} results, and {least} are "
+            f"the fewest that count; record outcomes or reviews, or name one candidate. {figures}",
         )
     best = max(known, key=lambda place: candidates[place].low)
     ours = candidates[best]

@@ -2,12 +2,14 @@
 
 Owns the figures of the newest canary. Invariant: they are read from the journal alone, a bounded number of
 rows a turn, so a restart begins with the same figures; a canary is judged only when all that is recorded of
-it was read. The maintenance thread, between its jobs; the status may be read from any.
+it was read. The maintenance thread, between its jobs, and the pack manager's after a change of the canary;
+the status may be read from any.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -24,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Rows that a turn reads at most, of decisions and of results.
 PAGE = 1_000
-#: Seconds between two turns: while a canary runs, while none does, and where more is to be read at once.
-REST_S, IDLE_S, NEXT_S = 0.5, 2.0, 0.02
+#: Seconds between two turns, and where more is to be read at once.
+REST_S, NEXT_S = 0.25, 0.02
 #: Results of decisions that are kept, the newest; more would be memory without an end.
 MOST_RESULTS = 100_000
 
@@ -33,12 +35,21 @@ MOST_RESULTS = 100_000
 class CanaryWatch:
     """Watches the newest canary of `journal`; `roll_back` gets its id with the figures that end it.
 
-    Times are monotonic nanoseconds.
+    `running` gives the id of the canary that runs. Times are monotonic nanoseconds.
     """
 
-    def __init__(self, journal: Journal, roll_back: Callable[[str, Breach], None], *, now_ns: int) -> None:
-        self._journal, self._roll_back = journal, roll_back
+    def __init__(
+        self,
+        journal: Journal,
+        roll_back: Callable[[str, Breach], None],
+        running: Callable[[], str | None],
+        *,
+        now_ns: int,
+    ) -> None:
+        self._journal, self._roll_back, self._running = journal, roll_back, running
         self._due_ns = now_ns
+        self._entry = threading.Lock()
+        self._first = True
         self._known: Known | None = None
         self._begin(None)
         #: Turns that could not read the journal, and canaries that were rolled back.
@@ -79,15 +90,22 @@ class CanaryWatch:
         return max(0, self._due_ns - now_ns) / 1e9
 
     def turn(self, now_ns: int) -> None:
-        """Read what is new, and judge it. No error is raised."""
-        try:
-            more = self._read()
-        except Exception as error:  # a damaged file may raise anything, and the thread must go on
-            more = False
-            self.counters["canary_unread"] += 1
-            log.warning("the watch over the canary could not read the journal: %s", logs.Hidden(str(error)))
-        running = self._known is not None and self._known.cause is None
-        self._due_ns = now_ns + int((NEXT_S if more else REST_S if running else IDLE_S) * 1e9)
+        """Read what is new, and judge it; nothing is read while no canary runs. No error is raised."""
+        known = self._known
+        more = False
+        if self._first or self._running() is not None or (known is not None and known.cause is None):
+            more = self.refresh()
+        self._due_ns = now_ns + int((NEXT_S if more else REST_S) * 1e9)
+
+    def refresh(self) -> bool:
+        """Read what is new; True if there is more. Any thread. No error is raised."""
+        with self._entry:
+            try:
+                return self._read()
+            except Exception as error:  # a damaged file may raise anything, and the thread must go on
+                self.counters["canary_unread"] += 1
+                log.warning("the watch over the canary could not read: %s", logs.Hidden(str(error)))
+                return False
 
     def _read(self) -> bool:
         """Take the next rows of both arms, and judge them when no more wait; True if more do."""
@@ -95,6 +113,7 @@ class CanaryWatch:
             return False  # the file has no event yet
         with Reader(self._journal.path) as reader, reader.snapshot() as connection:
             self._known = known = canary_queries.newest(connection)
+            self._first = False
             if (known.canary.id if known else None) != self._of:
                 self._begin(known)
             if known is None:

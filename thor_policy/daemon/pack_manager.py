@@ -26,8 +26,9 @@ from thor_policy.core.errors import EngineError, PackError, RequestError, ThorPo
 from thor_policy.core.records import Calibration, Control
 from thor_policy.core.requests import Caller, Json
 from thor_policy.core.results import Committed, JobDone
-from thor_policy.core.status import CanaryStatus, PackStatus
+from thor_policy.core.status import PackStatus
 from thor_policy.daemon.canaries import Canaries
+from thor_policy.daemon.canary_watch import CanaryWatch
 from thor_policy.daemon.engine_thread import EngineThread
 from thor_policy.daemon.job_thread import JobThread
 from thor_policy.daemon.loading import NONE, OpenAdapter, find_adapter, open_pack
@@ -55,8 +56,8 @@ class _Job:
 class PackManager(JobThread[_Job]):
     """Changes the packs, the adapter and the canary of `policy`, whose engine runs on `engine_thread`.
 
-    `calibration_of` finds the calibration that is recorded for a pack on a model; `figures` gives what is
-    known of the canary.
+    `calibration_of` finds the calibration that is recorded for a pack on a model; `watch` gives the
+    watch over the canary.
     """
 
     def __init__(
@@ -68,14 +69,15 @@ class PackManager(JobThread[_Job]):
         on_outcome: Callable[[int, JobDone], None],
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
-        figures: Callable[[], CanaryStatus | None] = lambda: None,
+        watch: Callable[[], CanaryWatch],
     ) -> None:
         self._config = config
         self.max_packs, self._trusted_keys = config.resident_packs, config.pack_keys
         self._engine_thread, self._policy, self._journal = engine_thread, policy, journal
         self._calibration_of = calibration_of
         self._commits: list[Future[Committed]] = []
-        self._canaries = Canaries(config, policy, self, figures)
+        self._watch = watch
+        self._canaries = Canaries(config, policy, self, lambda: watch().status())
         #: What the newest reload refused, and why; empty if nothing.
         self.refused: dict[str, str] = {}
         super().__init__("packs", on_outcome)
@@ -117,6 +119,8 @@ class PackManager(JobThread[_Job]):
         try:
             done = job.work()
             self._wait_for_commits()
+            if job.task == "canary":
+                self._watch().refresh()
         except ThorPolicyError as error:
             log.error("%s failed: %s", job.task, logs.Hidden(error))
             raise

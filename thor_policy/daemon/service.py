@@ -206,7 +206,7 @@ def open_service(
             journal,
             on_job_done,
             calibration_of=partial(calibration_of, config),
-            figures=lambda: canary_watch.status(),
+            watch=lambda: canary_watch,
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)
@@ -226,7 +226,12 @@ def open_service(
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
-        canary_watch = CanaryWatch(journal, pack_manager.roll_back, now_ns=time.monotonic_ns())
+        canary_watch = CanaryWatch(
+            journal,
+            pack_manager.roll_back,
+            lambda: trial.canary.id if (trial := policy.residents.trial) is not None else None,
+            now_ns=time.monotonic_ns(),
+        )
         pack_manager.resume_canary()
 
         def busy() -> bool:

@@ -32,8 +32,8 @@ def _misfits(active: Pack, candidate: Pack) -> Iterator[str]:
     pairs = zip(active.manifest.outcomes, candidate.manifest.outcomes, strict=True)
     if changed := [ours.label for ours, theirs in pairs if ours != theirs]:
         yield (
-            f"the obligations, step_up or lifted_by of {', '.join(changed)} are not those of the active pack, "
-            "so an approval could lift more than there: make them equal"
+            f"the obligations, step_up or lifted_by of {', '.join(changed)} are not those of the active "
+            "pack, so an approval could lift more than there: make them equal"
         )
     if changed := [
         label

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -25,6 +25,7 @@ from thor_policy.core.decisions import (
     Explanation,
     Floor,
     ModelInfo,
+    Note,
     Scored,
     Tier,
     Timings,
@@ -292,17 +293,13 @@ class Policy:
         names is not loaded.
         """
         _check_deadline(request)
-        residents, member = self.residents, request.member
-        if (candidate := residents.on_trial(request)) is not None and member is not None:
-            bound, _ = self._floor_of(residents.active, request)
-            if bound.errors:
-                pack = residents.active.pack
-                self._count_errors(pack, bound.errors, f"beside {pack.info.name}", time.monotonic_ns())
-            bounded_by = Trial(id=member.id, arm="canary", bound=bound)
-            return self._assess(candidate, request, stopped, use, bounded_by)
-        running = residents.trial is not None and member is not None
-        in_control = running and residents.trial.canary.id == member.id
-        trial = Trial(id=member.id, arm="control") if in_control else None
+        residents = self.residents
+        candidate, arm = residents.on_trial(request), residents.arm_of(request)
+        member = request.member if arm is not None else None
+        if member is not None and candidate is not None:
+            on_trial = Trial(id=member.id, arm="canary")
+            return self._assess(candidate, request, stopped, use, on_trial, against=residents.active)
+        trial = None if member is None else Trial(id=member.id, arm="control")
         return self._assess(self._judge_of(request, residents), request, stopped, use, trial)
 
     def judge(self, assessment: Assessment) -> Decision:
@@ -381,22 +378,22 @@ class Policy:
         stopped: StopCode | None = None,
         use: Use | None = None,
         trial: Trial | None = None,
+        *,
+        against: Resident | None = None,
     ) -> Assessment:
-        started_ns, labels = time.monotonic_ns(), resident.pack.labels
+        """The floor of a pack's rules, and no looser than that of the pack `against` or of a recorded trial."""
+        started_ns, decision_id = time.monotonic_ns(), new_id()
         floor, stopped = self._floor_of(resident, request, stopped)
-        if trial is not None and (bound := trial.bound) is not None:
-            note = "looser" if is_looser(floor, bound, labels) else None
-            merged = bounded(floor, bound, labels)
-            if merged is floor:  # the bound asks for no more
-                trial = structs.replace(trial, note=note, bound=None)
-            else:
-                trial = structs.replace(trial, note=note, own=floor.outcome)
-            floor = merged
+        done_ns = time.monotonic_ns()
+        bound = trial.bound if trial is not None else None
+        if against is not None:  # behind the candidate's own, whose time is compared with that of others
+            bound, _ = self._floor_of(against, request)
+            if bound.errors:
+                self._count_errors(against.pack, bound.errors, decision_id, done_ns)
+        if trial is not None and bound is not None:
+            floor, trial = _on_trial(floor, bound, trial, resident.pack.labels)
         return Assessment(
-            *(request, resident, new_id(), floor, stopped, started_ns),
-            done_ns=time.monotonic_ns(),
-            use=use,
-            trial=trial,
+            request, resident, decision_id, floor, stopped, started_ns, done_ns, use=use, trial=trial
         )
 
     def _floor_of(
@@ -623,6 +620,15 @@ class Policy:
         explanation = reasons.explanation(pack, decision, written)
         self.counters["reasons_replaced"] += explanation.source == "replaced"
         return Explained(written.ticket, decision.id, explanation, decision.caller.who)
+
+
+def _on_trial(own: Floor, bound: Floor, trial: Trial, labels: Sequence[str]) -> tuple[Floor, Trial]:
+    """The floor of a candidate's decision, and what is recorded of its bound."""
+    note: Note | None = "looser" if is_looser(own, bound, labels) else None
+    floor = bounded(own, bound, labels)
+    if floor is own:  # the bound asks for no more
+        return own, structs.replace(trial, note=note, bound=None)
+    return floor, structs.replace(trial, note=note, own=own.outcome, bound=bound)
 
 
 def _check_deadline(request: Request) -> None:

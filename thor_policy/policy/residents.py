@@ -140,10 +140,14 @@ class Residents:
 
     def on_trial(self, request: Request) -> Resident | None:
         """The candidate, if it decides this request; None: another pack does."""
+        return self.trial.resident if self.trial is not None and self.arm_of(request) == "canary" else None
+
+    def arm_of(self, request: Request) -> str | None:
+        """The arm of a request, if its canary still runs."""
         member, trial = request.member, self.trial
-        if member is None or trial is None or member.arm == "control" or member.id != trial.canary.id:
-            return None
-        return trial.resident
+        return (
+            member.arm if member is not None and trial is not None and member.id == trial.canary.id else None
+        )
 
     def permitted(self, name: str, listed: Collection[str] | None) -> Resident:
         """The pack that a request names, if it is active or `listed` (None: any). Raises RequestError."""

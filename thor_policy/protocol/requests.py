@@ -452,8 +452,8 @@ def _check_canary(change: records.CanaryChange) -> None:
     if change.change == "start" and len(change.candidates) > 1 and not change.choose:
         raise RequestError(
             "bad_request",
-            f"record.canary.candidates: has {len(change.candidates)}, and only one can be on trial: name one, "
-            "or choose by their record (`choose`)",
+            f"record.canary.candidates: has {len(change.candidates)}, and only one can be on trial: name "
+            "one, or choose by their record (`choose`)",
         )
     for number, candidate in enumerate(change.candidates):
         for field in ("pack", "adapter"):
