@@ -381,7 +381,7 @@ class Policy:
         *,
         against: Resident | None = None,
     ) -> Assessment:
-        """The floor of a pack's rules, and no looser than that of the pack `against` or of a recorded trial."""
+        """The floor of a pack, no looser than that of the pack `against` or of a recorded trial."""
         started_ns, decision_id = time.monotonic_ns(), new_id()
         floor, stopped = self._floor_of(resident, request, stopped)
         done_ns = time.monotonic_ns()

@@ -1,0 +1,156 @@
+"""What a canary may decide: no floor is looser than that of the active pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.build import write_pack, write_rules_only_pack
+from thor_policy.core.decisions import Floor
+from thor_policy.core.requests import Risk
+from thor_policy.policy import pack_files
+from thor_policy.policy.canary import bounded, is_looser, misfits
+from thor_policy.policy.pack import Pack
+
+LABELS = ("allow", "require_mfa", "require_attestation", "deny")
+RANK = LABELS.index
+RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
+
+
+@st.composite
+def floors(draw: st.DrawFn, rules: tuple[str, ...] = ("a", "b", "c")) -> Floor:
+    outcome = draw(st.sampled_from(LABELS))
+    fired = tuple(draw(st.lists(st.sampled_from(rules), unique=True)))
+    return Floor(
+        outcome=outcome,
+        final=outcome == LABELS[-1] or draw(st.booleans()),
+        rules=fired,
+        clauses=fired,
+        because=f"{outcome} by {fired}" if fired else None,
+        risk=draw(st.sampled_from(RISKS)),
+    )
+
+
+@given(own=floors(), bound=floors(("b", "x", "y")))
+def test_the_floor_of_a_candidate_is_the_stricter_of_both(own: Floor, bound: Floor) -> None:
+    floor = bounded(own, bound, LABELS)
+    assert RANK(floor.outcome) == max(RANK(own.outcome), RANK(bound.outcome))
+    assert floor.because == (own if floor is own else bound).because
+    assert (floor.facts, floor.risk, floor.traits) == (own.facts, own.risk, own.traits)
+    assert set(own.rules) <= set(floor.rules)
+
+
+@given(own=floors(), bound=floors())
+def test_a_floor_at_the_strictest_outcome_asks_no_model(own: Floor, bound: Floor) -> None:
+    floor = bounded(own, bound, LABELS)
+    assert floor.final or floor.outcome != LABELS[-1]
+
+
+@given(own=floors(), bound=floors())
+def test_a_candidate_that_is_not_looser_is_left_as_it_is(own: Floor, bound: Floor) -> None:
+    if not is_looser(own, bound, LABELS):
+        assert RANK(own.outcome) >= RANK(bound.outcome)
+        assert bounded(own, bound, LABELS) is own
+
+
+@pytest.mark.parametrize(
+    ("own", "bound", "looser"),
+    [
+        (("allow", True), ("allow", True), False),
+        (("allow", True), ("allow", False), True),  # the active pack leaves it to the model
+        (("allow", False), ("allow", True), False),
+        (("deny", True), ("allow", False), False),
+        (("require_mfa", False), ("deny", True), True),
+        (("require_mfa", True), ("allow", False), True),
+    ],
+)
+def test_a_looser_candidate_asks_for_less_or_asks_no_model(
+    own: tuple[str, bool], bound: tuple[str, bool], looser: bool
+) -> None:
+    floors = [Floor(outcome=outcome, final=final) for outcome, final in (own, bound)]
+    assert is_looser(*floors, LABELS) is looser
+
+
+# ---------------------------------------------------------------- which candidates fit
+
+APPROVED = """
+outcomes:
+  - {label: allow}
+  - {label: require_mfa, lifted_by: {steps: [{role: lead}]%s}}
+  - {label: deny}
+"""
+FILE = "sources: {people: {of: subject, attributes: {role: {type: string}}, table: {path: people.yaml}}}\n"
+
+
+def manifest(folder: Path, more: str, *, reads: str = "true", outcome: str = "require_mfa") -> Pack:
+    """A pack of rules alone with this section, and one rule that reads these members."""
+    folder.mkdir(parents=True)
+    outcomes = (
+        "" if "outcomes:" in more else "outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]\n"
+    )
+    head = 'name: alone\nversion: "1"\ndescription: d.\nmodel: never\ndefault: deny\n'
+    (folder / "pack.yaml").write_text(head + outcomes + more)
+    (folder / "people.yaml").write_text("- {id: a, role: dev}\n")
+    rule = f"- {{id: r, when: '{reads}', outcome: {outcome}, because: It is so.}}\n"
+    (folder / "rules.yaml").write_text(rule)
+    return pack_files.load(folder)
+
+
+def test_another_version_of_a_pack_fits(tmp_path: Path) -> None:
+    one, two = (
+        pack_files.load(write_pack(tmp_path / version, version=version, system=f"Judge {version}."))
+        for version in ("1", "2")
+    )
+    assert misfits(one, two) == []
+
+
+def test_another_list_of_outcomes_does_not_fit(tmp_path: Path) -> None:
+    three = pack_files.load(write_rules_only_pack(tmp_path / "a", rules="[]"))
+    two = manifest(tmp_path / "b", "outcomes: [{label: allow}, {label: deny}]\n", outcome="deny")
+    turned = manifest(tmp_path / "c", "outcomes: [{label: allow}, {label: deny}, {label: require_mfa}]\n")
+    for candidate in (two, turned):
+        (problem,) = misfits(three, candidate)
+        assert "give it the same outcomes in the same order" in problem
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "cure"),
+    [
+        (APPROVED % "", "outcomes: [{label: allow}, {label: require_mfa}, {label: deny}]", "make them equal"),
+        (
+            "outcomes: [{label: allow}, {label: require_mfa, step_up: true, obligations: [{id: m, type: m}]}, "
+            "{label: deny}]",
+            "outcomes: [{label: allow}, {label: require_mfa, obligations: [{id: m, type: m}]}, {label: deny}]",
+            "make them equal",
+        ),
+        (FILE, FILE.replace("string", "int"), "rename one"),
+    ],
+)
+def test_what_would_make_an_answer_looser_does_not_fit(
+    tmp_path: Path, ours: str, theirs: str, cure: str
+) -> None:
+    (problem,) = misfits(manifest(tmp_path / "a", ours), manifest(tmp_path / "b", theirs))
+    assert cure in problem
+
+
+def test_approvals_that_would_bind_fewer_members_do_not_fit(tmp_path: Path) -> None:
+    reads, rest = "has(context.amount) && context.amount > 5", "true"
+    one = manifest(tmp_path / "a", APPROVED % "", reads=reads)
+    two = manifest(tmp_path / "b", APPROVED % "", reads=rest)
+    (problem,) = misfits(one, two)
+    assert "lifted_by.binds" in problem
+    stated = APPROVED % ", binds: [context.amount]"
+    one = manifest(tmp_path / "c", stated, reads=reads)
+    two = manifest(tmp_path / "d", stated, reads=rest)
+    assert misfits(one, two) == []
+
+
+def test_a_source_whose_file_differs_does_not_fit(tmp_path: Path) -> None:
+    one, two = manifest(tmp_path / "a", FILE), manifest(tmp_path / "b", FILE)
+    assert misfits(one, two) == []
+    (tmp_path / "b" / "people.yaml").write_text("- {id: a, role: lead}\n")
+    (problem,) = misfits(one, two)
+    assert "whose values count for both" in problem
