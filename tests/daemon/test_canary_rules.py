@@ -46,16 +46,17 @@ class TestLooser:
     def test_no_canary_is_judged_before_the_least_sample(self) -> None:
         terms = Terms(least=50)
         assert breach(terms, arm(49, looser=49), arm(0)) is None
-        found = breach(terms, arm(50, looser=1), arm(0))
-        assert found is not None
-        assert (found.condition, found.value, found.sample) == ("looser", 0.02, 50)
-        assert 0 < found.low < found.value < found.high
+        result = breach(terms, arm(50, looser=1), arm(0))
+        assert result is not None
+        assert (result.condition, result.value, result.sample) == ("looser", 0.02, 50)
+        assert 0 < result.low < result.value < result.high
 
     def test_a_limit_must_lie_below_the_whole_interval(self) -> None:
         terms = Terms(least=50, looser=0.2)
         assert breach(terms, arm(100, looser=25), arm(0)) is None
-        found = breach(terms, arm(100, looser=60), arm(0))
-        assert found is not None and found.low > 0.2
+        result = breach(terms, arm(100, looser=60), arm(0))
+        assert result is not None
+        assert result.low > 0.2
 
     def test_with_the_limit_0_each_turn_looks(self) -> None:
         conditions = Conditions(Terms(least=50))
@@ -71,10 +72,10 @@ class TestSuccess:
         terms = Terms(least=50)
         control = arm(results=200, hits=190)
         assert breach(terms, arm(results=60, hits=54), control) is None
-        found = breach(terms, arm(results=60, hits=40), control)
-        assert found is not None
-        assert (found.condition, found.sample, found.control_sample) == ("success", 60, 200)
-        assert found.high < 0
+        result = breach(terms, arm(results=60, hits=40), control)
+        assert result is not None
+        assert (result.condition, result.sample, result.control_sample) == ("success", 60, 200)
+        assert result.high < 0
 
     def test_both_arms_need_the_least_sample(self) -> None:
         terms = Terms(least=50)
@@ -91,9 +92,9 @@ class TestSuccess:
 
 
 def test_more_decisions_without_an_answer_are_found() -> None:
-    found = breach(Terms(), arm(200, unanswered=40), arm(800, unanswered=8))
-    assert found is not None
-    assert (found.condition, found.value) == ("fallback", pytest.approx(0.19))
+    result = breach(Terms(), arm(200, unanswered=40), arm(800, unanswered=8))
+    assert result is not None
+    assert (result.condition, result.value) == ("fallback", pytest.approx(0.19))
     assert breach(Terms(fallback_rise=0.5), arm(200, unanswered=40), arm(800)) is None
 
 
@@ -101,9 +102,9 @@ class TestLatency:
     FAST, SLOW = (9.0, 10.0, 11.0), (27.0, 30.0, 33.0)
 
     def test_slower_decisions_are_found(self) -> None:
-        found = breach(Terms(), arm(100, took_ms=self.SLOW), arm(100, took_ms=self.FAST))
-        assert found is not None
-        assert (found.condition, found.value) == ("latency", pytest.approx(3.0, rel=0.01))
+        result = breach(Terms(), arm(100, took_ms=self.SLOW), arm(100, took_ms=self.FAST))
+        assert result is not None
+        assert (result.condition, result.value) == ("latency", pytest.approx(3.0, rel=0.01))
         assert (
             breach(Terms(latency_ratio=4), arm(100, took_ms=self.SLOW), arm(100, took_ms=self.FAST)) is None
         )

@@ -1,10 +1,11 @@
-"""`canary`: put a pack or an adapter on trial with a share of the callers.
+"""`canary`: put a pack, a model or an adapter on trial with a share of the callers.
 
 Owns the commands; the daemon decides who belongs to the share, and rolls back by itself. Main thread.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ _PART = click.FloatRange(0, 1)
 
 @click.group()
 def canary() -> None:
-    """Let a candidate pack or adapter decide for a share of the callers; it is rolled back by itself."""
+    """Let a candidate decide for a share of the callers; one that is looser is rolled back by itself."""
 
 
 @canary.command()
@@ -47,8 +48,16 @@ def canary() -> None:
     "adapters",
     multiple=True,
     metavar="NAME|PATH|none",
-    help="Candidate adapter, on the active pack or on the only --pack; repeatable with --choose.",
+    help="Candidate adapter; repeatable with --choose.",
     shell_complete=completion.adapters,
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Candidate model, loaded beside that of the daemon; repeatable with --choose.",
+    shell_complete=completion.FOR_SETTINGS.get("model"),
 )
 @click.option("--scale", type=float, callback=finite, default=1.0, show_default=True, help="Its weight.")
 @click.option(
@@ -99,6 +108,7 @@ def start(
     config: Config,
     packs: tuple[str, ...],
     adapters: tuple[str, ...],
+    models: tuple[str, ...],
     scale: float,
     share: float,
     choose: bool,
@@ -108,11 +118,11 @@ def start(
     """Let a candidate decide for a share of the callers.
 
     Who belongs to the share does not change while the canary runs. The answer is never looser than the floor
-    of the active pack.
+    of the active pack. With several packs, models or adapters, each combination is a candidate.
     """
     change = CanaryChange(
         change="start",
-        candidates=_candidates(packs, adapters, scale),
+        candidates=_candidates(packs, adapters, models, scale),
         choose=choose,
         share=share,
         terms=Terms(**limits),
@@ -196,14 +206,21 @@ def list_canaries(config: Config, limit: int, as_json: bool) -> None:
     )
 
 
-def _candidates(packs: tuple[str, ...], adapters: tuple[str, ...], scale: float) -> tuple[Candidate, ...]:
-    """Each pack, and each adapter: on the only pack if there is one, else on the active pack."""
-    if len(packs) == 1 and adapters:
-        pack = absolute_if_path(packs[0], marker="pack.yaml")
-        return tuple(Candidate(pack=pack, adapter=absolute_if_path(each), scale=scale) for each in adapters)
-    return (
-        *(Candidate(pack=absolute_if_path(each, marker="pack.yaml")) for each in packs),
-        *(Candidate(adapter=absolute_if_path(each), scale=scale) for each in adapters),
+def _candidates(
+    packs: tuple[str, ...], adapters: tuple[str, ...], models: tuple[str, ...], scale: float
+) -> tuple[Candidate, ...]:
+    """Each combination of what is named; what is not named is that of the active pack."""
+    return tuple(
+        Candidate(
+            pack=pack and absolute_if_path(pack, marker="pack.yaml"),
+            model=model and absolute_if_path(model),
+            adapter=adapter and absolute_if_path(adapter),
+            scale=scale,
+        )
+        for pack, model, adapter in itertools.product(
+            packs or (None,), models or (None,), adapters or (None,)
+        )
+        if (pack, model, adapter) != (None, None, None)
     )
 
 
@@ -228,6 +245,7 @@ def _show(newest: CanaryStatus) -> None:
             "canary": newest.id,
             "state": newest.state,
             "pack": f"{pack.name} {pack.version} ({pack.sha256[:12]})",
+            "model": newest.model,
             "adapter": newest.adapter,
             "share": f"{newest.share:g}",
             "started": newest.started,

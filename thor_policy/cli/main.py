@@ -34,7 +34,7 @@ COMMANDS = {
     "alerts": ("alerts", "List alerts of success rates, volume and drift, newest first."),
     "canary": (
         "canary",
-        "Let a candidate pack or adapter decide for a share of the callers; it is rolled back by itself.",
+        "Let a candidate decide for a share of the callers; one that is looser is rolled back by itself.",
     ),
     "metrics": (
         "daemon",

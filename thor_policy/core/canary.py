@@ -45,9 +45,10 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
 class Canary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A canary as it was started.
 
-    `path` is the directory of the candidate pack, and `adapter_place` what its adapter was called, if it is
-    not that of the active pack. `weights` and `against_weights` are the digests of the weights that the
-    candidate and the active pack are judged by (`ModelInfo.identity`). `salt` is in hexadecimal digits.
+    `path` is the directory of the candidate pack; `model_place` and `adapter_place` are what its model and
+    adapter were called, if they are not those of the active pack. `weights` and `against_weights` are the
+    digests of the weights that the candidate and the active pack are judged by (`ModelInfo.identity`).
+    `salt` is in hexadecimal digits.
     """
 
     id: str
@@ -60,6 +61,8 @@ class Canary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     against_weights: str
     adapter: Adapter | None = None
     adapter_place: str | None = None
+    model: str | None = None
+    model_place: str | None = None
     terms: Terms = Terms()
 
     def member(self, caller: Caller) -> Member:

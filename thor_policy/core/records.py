@@ -442,12 +442,13 @@ Scale: TypeAlias = Annotated[float, Meta(ge=0.01, le=10)]
 
 
 class Candidate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What may be put on trial: a pack, an adapter at a scale (`none`: no adapter), or both.
+    """What may be put on trial: a pack, a model, an adapter at a scale (`none`: no adapter), or several.
 
-    What is left out is that of the active pack.
+    What is left out is that of the active pack; another model has no adapter unless one is named.
     """
 
     pack: Place | None = None
+    model: Place | None = None
     adapter: Place | None = None
     scale: Scale = 1.0
 

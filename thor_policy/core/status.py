@@ -214,6 +214,7 @@ class CanaryStatus(Struct, frozen=True, kw_only=True):
     state: Literal["running", "promoted", "stopped", "rolled_back", "failed"]
     share: float
     pack: PackInfo
+    model: str | None
     adapter: str | None
     started: str
     ended: str | None

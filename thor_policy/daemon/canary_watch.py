@@ -74,6 +74,7 @@ class CanaryWatch:
             state=known.cause or "running",
             share=canary.share,
             pack=canary.pack,
+            model=canary.model,
             adapter=canary.adapter.name if canary.adapter else None,
             started=known.started,
             ended=known.ended,

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from thor_policy.config import Config
 from thor_policy.core.canary import Breach
 from thor_policy.core.decisions import Adapter, ModelInfo, PackInfo, resident_key
-from thor_policy.core.engine import Steps
+from thor_policy.core.engine import Engine, Steps
 from thor_policy.core.errors import EngineError, PackError, RequestError, ThorPolicyError
 from thor_policy.core.records import Calibration, Control
 from thor_policy.core.requests import Caller, Json
@@ -47,17 +47,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Job:
-    """A change that a caller asked for, or work that the daemon itself wants done."""
+    """A change that a caller asked for, or work that the daemon itself wants done; `done` is its end."""
 
     task: str
     work: Callable[[], dict[str, Json]]
+    done: Future[None] | None = None
 
 
 class PackManager(JobThread[_Job]):
     """Changes the packs, the adapter and the canary of `policy`, whose engine runs on `engine_thread`.
 
     `calibration_of` finds the calibration that is recorded for a pack on a model; `watch` gives the
-    watch over the canary.
+    watch over the canary, and `load_engine` loads the model of its candidate.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PackManager(JobThread[_Job]):
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
         watch: Callable[[], CanaryWatch],
+        load_engine: Callable[[Config], Engine],
     ) -> None:
         self._config = config
         self.max_packs, self._trusted_keys = config.resident_packs, config.pack_keys
@@ -77,7 +79,7 @@ class PackManager(JobThread[_Job]):
         self._calibration_of = calibration_of
         self._commits: list[Future[Committed]] = []
         self._watch = watch
-        self._canaries = Canaries(config, policy, self, lambda: watch().status())
+        self._canaries = Canaries(config, policy, self, lambda: watch().status(), load_engine)
         #: What the newest reload refused, and why; empty if nothing.
         self.refused: dict[str, str] = {}
         super().__init__("packs", on_outcome)
@@ -101,16 +103,13 @@ class PackManager(JobThread[_Job]):
 
     def resume_canary(self) -> None:
         """Go on with the canary that ran when the daemon ended; returns when its candidate can decide."""
-        done: Future[None] = Future()
 
         def work() -> dict[str, Json]:
-            try:
-                self._canaries.resume()
-            finally:
-                done.set_result(None)
+            self._canaries.resume()
             return {}
 
-        self._post(_Job("canary", work))
+        done: Future[None] = Future()
+        self._post(_Job("canary", work, done))
         done.result()
 
     # ------------------------------------------------------------ on its own thread
@@ -126,6 +125,8 @@ class PackManager(JobThread[_Job]):
             raise
         finally:
             self._commits.clear()
+            if job.done is not None:
+                job.done.set_result(None)
         return {"packs": to_builtins(describe_packs(self._policy)), **done}
 
     def _change(self, control: Control, caller: Caller) -> dict[str, Json]:

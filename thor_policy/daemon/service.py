@@ -69,6 +69,7 @@ from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
+from thor_policy.engine.engines import Engines
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -152,7 +153,7 @@ def open_service(
             try:
                 pack = loading_pack.result()
                 policy = Policy(
-                    engine,
+                    Engines(engine),
                     pack,
                     adapter=adapter,
                     max_explanations=config.max_explanations,
@@ -207,6 +208,7 @@ def open_service(
             on_job_done,
             calibration_of=partial(calibration_of, config),
             watch=lambda: canary_watch,
+            load_engine=load_engine,
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)

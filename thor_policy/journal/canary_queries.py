@@ -153,6 +153,7 @@ def as_rows(known: list[Known]) -> Iterator[dict[str, Json]]:
             "ended": each.ended,
             "share": each.canary.share,
             "pack": each.canary.pack,
+            "model": each.canary.model,
             "adapter": each.canary.adapter,
             "against": each.canary.against,
             "terms": each.canary.terms,

@@ -94,6 +94,14 @@ class Assessment:
         return self.trial is not None and self.trial.arm == "canary" and self.trial.note != "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """An engine beside that of a policy, which passes it what has a key that begins with `mark`."""
+
+    engine: Engine
+    mark: str
+
+
 class Policy:
     """Decides requests by the resident packs on one engine.
 
@@ -177,16 +185,19 @@ class Policy:
         self._run_warm_up(self.residents.active, at)
         self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
 
-    def loading(self, pack: Pack, adapter: Adapter | None, at: float) -> Steps[Resident]:
+    def loading(
+        self, pack: Pack, adapter: Adapter | None, at: float, beside: Beside | None = None
+    ) -> Steps[Resident]:
         """Make another pack resident, in bounded steps, and run the warm-up on it; it has no role yet.
 
-        Raises EngineError.
+        `beside` is another engine that judges it. Raises EngineError.
         """
         if pack.rules_only:
             yield
             return self._of_rules_alone(pack)
-        loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
-        resident = Resident(pack, self._model_with(adapter), loaded)
+        engine, mark = (self.engine, "") if beside is None else (beside.engine, beside.mark)
+        loaded = yield from engine.loading(_prefix(pack, adapter), adapter)
+        resident = Resident(pack, structs.replace(engine.model, adapter=adapter), loaded, mark)
         yield
         try:
             self._run_warm_up(resident, at)

@@ -35,16 +35,17 @@ def is_named(pack: PackInfo | PackStatus, name: str) -> bool:
 class Resident:
     """A pack whose prompt prefix is loaded, and the model (with its adapter) that it is loaded for.
 
-    `key` is the engine's key of the prefix.
+    `key` is the engine's key of the prefix; `mark` begins it, where it is on another engine than the others.
     """
 
     pack: Pack
     model: ModelInfo
     loaded: LoadedPrefix
+    mark: str = ""
 
     @cached_property
     def key(self) -> str:
-        return resident_key(self.pack.info.sha256, self.model.adapter)
+        return self.mark + resident_key(self.pack.info.sha256, self.model.adapter)
 
     @property
     def rendering(self) -> Rendering:

@@ -456,7 +456,7 @@ def _check_canary(change: records.CanaryChange) -> None:
             "one, or choose by their record (`choose`)",
         )
     for number, candidate in enumerate(change.candidates):
-        for field in ("pack", "adapter"):
+        for field in ("pack", "model", "adapter"):
             _check_place(getattr(candidate, field) or "", f"record.canary.candidates[{number}].{field}")
 
 
