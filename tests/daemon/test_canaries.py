@@ -21,15 +21,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 from tests.build import rows, write_adapter_header, write_pack, write_rules_only_pack
-from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.canary import Canary, Terms
-from thor_policy.core.decisions import Adapter, Scored
+from thor_policy.core.decisions import Scored
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import CanaryChange, Candidate, Control
@@ -48,7 +46,7 @@ CALLERS = 120
 STRICT = (
     "- {id: banned, when: 'action.name == \"banned\"', outcome: deny, clause: R1, because: It is banned.}\n"
 )
-LOOSE = "- {id: watched, when: 'action.name == \"banned\"', outcome: require_mfa, clause: R1, because: Watched.}\n"
+LOOSE = STRICT.replace("outcome: deny", "outcome: require_mfa").replace("id: banned", "id: watched")
 STRICTER = STRICT + (
     "- {id: careful, when: 'action.name == \"peek\"', outcome: require_mfa, clause: R1, because: Careful.}\n"
 )
@@ -419,8 +417,10 @@ class TestRefusals:
         ("more", "cure"),
         [
             ("outcomes: [{label: allow}, {label: deny}]", "the same outcomes in the same order"),
-            ("outcomes: [{label: allow}, {label: require_mfa, obligations: [{id: m, type: m}]}, {label: deny}]",
-             "make them equal"),
+            (
+                "outcomes: [{label: allow, obligations: [{id: m, type: m}]}, {label: require_mfa}, {label: deny}]",
+                "make them equal",
+            ),
         ],
     )  # fmt: skip
     def test_a_pack_with_other_outcomes_is_refused_with_the_cure(
@@ -738,7 +738,7 @@ class TestRestart:
 @contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A daemon that says `ready` on its standard output; it is killed at the end."""
-    daemon = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})  # noqa: S603
+    daemon = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
     try:
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == "ready\n"

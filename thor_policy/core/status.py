@@ -223,7 +223,6 @@ class CanaryStatus(Struct, frozen=True, kw_only=True):
     control: ArmStatus
     breach: Breach | None
     reason: str | None
-    counters: dict[str, int]
 
 
 class ShippingStatus(Struct, frozen=True, kw_only=True):
@@ -337,6 +336,5 @@ class Status(PartsStatus, frozen=True, kw_only=True):
             "recall": self.recall.counters if self.recall else {},
             "enrichment": self.enrichment.counters if self.enrichment else {},
             "alerts": self.alerts.counters if self.alerts else {},
-            "canary": self.canary.counters if self.canary else {},
             **{f"source:{source.name}": source.counters for source in self.sources},
         }

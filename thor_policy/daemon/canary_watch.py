@@ -53,7 +53,7 @@ class CanaryWatch:
         self._known: Known | None = None
         self._begin(None)
         #: Turns that could not read the journal, and canaries that were rolled back.
-        self.counters = Counter(canary_unread=0, rolled_back=0)
+        self.counters = Counter(canary_unread=0, canaries_rolled_back=0)
 
     def _begin(self, known: Known | None) -> None:
         self._of = known.canary.id if known else None
@@ -83,7 +83,6 @@ class CanaryWatch:
             control=_status_of(arms["control"], theirs),
             breach=known.breach,
             reason=known.reason,
-            counters=dict(self.counters),
         )
 
     def wait_s(self, now_ns: int) -> float | None:
@@ -158,7 +157,7 @@ class CanaryWatch:
         if breach is None:
             return
         self._rolled_back = True
-        self.counters["rolled_back"] += 1
+        self.counters["canaries_rolled_back"] += 1
         figures = {
             name: getattr(breach, name)
             for name in ("condition", "value", "low", "high", "sample", "threshold")

@@ -171,6 +171,7 @@ class Parts:
                         **self.summaries.counters,
                         **self.shipping.counters,
                         **self.vectors.counters,
+                        **self.canary.counters,
                     }.items()
                 )
             ),
