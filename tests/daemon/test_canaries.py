@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from tests.build import rows, write_adapter_header, write_pack, write_rules_only_pack
+from thor_policy.catalog import ModelFile
+from thor_policy.cli.main import cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
@@ -49,6 +53,9 @@ STRICT = (
 LOOSE = STRICT.replace("outcome: deny", "outcome: require_mfa").replace("id: banned", "id: watched")
 STRICTER = STRICT + (
     "- {id: careful, when: 'action.name == \"peek\"', outcome: require_mfa, clause: R1, because: Careful.}\n"
+)
+OTHER_OBLIGATION = (
+    "outcomes: [{label: allow, obligations: [{id: m, type: m}]}, {label: require_mfa}, {label: deny}]"
 )
 SERVE = """
 import sys
@@ -417,10 +424,7 @@ class TestRefusals:
         ("more", "cure"),
         [
             ("outcomes: [{label: allow}, {label: deny}]", "the same outcomes in the same order"),
-            (
-                "outcomes: [{label: allow, obligations: [{id: m, type: m}]}, {label: require_mfa}, {label: deny}]",
-                "make them equal",
-            ),
+            (OTHER_OBLIGATION, "make them equal"),
         ],
     )  # fmt: skip
     def test_a_pack_with_other_outcomes_is_refused_with_the_cure(
@@ -733,6 +737,92 @@ class TestRestart:
         with serving(again, load_engine=load), Client(again.endpoint) as second:
             assert newest(second).state == "rolled_back"
             assert ask(second, 1, "banned")["pack"]["version"] == "1"
+
+
+@pytest.mark.model
+class TestWithTheModel:
+    """The embedded model, the commands, and a daemon in a process of its own."""
+
+    def test_a_killed_daemon_keeps_members_and_a_looser_candidate_is_rolled_back_by_itself(
+        self, short_dir: Path, active: Path, candidate: Path, looser: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endpoint = f"ipc://{short_dir}/policy.sock"
+        monkeypatch.setenv("THOR_POLICY_STATE_DIR", str(short_dir))
+        monkeypatch.setenv("THOR_POLICY_ENDPOINT", endpoint)
+        monkeypatch.setenv("THOR_POLICY_PACK", str(active))
+        monkeypatch.setenv("THOR_POLICY_ADAPTER", "none")
+        journal = Config(state_dir=short_dir).journal_path
+        with serve(endpoint) as (daemon, client):
+            done = command("canary", "start", "--pack", str(candidate), "--share", "0.5")
+            assert "canary" in done
+            before = {number: ask(client, number, "peek") for number in range(8)}
+            assert {context["tier"] for context in before.values()} <= {"model", "cache"}
+            daemon.send_signal(signal.SIGKILL)
+            daemon.wait()
+        with serve(endpoint) as (_, client):
+            after = {number: ask(client, number, "peek") for number in range(8)}
+            for number, context in after.items():
+                for name in ("pack", "outcome", "probabilities"):
+                    assert context[name] == before[number][name], "the same arm, and the same bits"
+            versions = {context["pack"]["version"] for context in after.values()}
+            assert versions == {"1", "2"}
+            assert "running" in command("canary", "status")
+            command("canary", "stop")
+            command("canary", "start", "--pack", str(looser), "--share", "0.5", "--least", "20")
+            for number in range(60):
+                assert ask(client, number, "banned")["outcome"] == "deny"
+            status = wait_for(client, lambda canary: canary.state == "rolled_back")
+            assert status.canary.looser >= 20
+            shown = command("canary", "status", exit_code=1)
+            assert "rolled_back" in shown
+            assert "looser 1 (" in shown
+        listed = json.loads(command("canary", "list", "--json"))
+        assert [each["state"] for each in listed] == ["rolled_back", "stopped"]
+        assert not rows(journal, "SELECT 1 FROM decisions WHERE action = 'banned' AND decision != 'deny'")
+        assert verify(journal).ok
+
+    def test_another_model_file_decides_for_its_share(
+        self, config: Config, active: Path, tmp_path: Path, model_file: ModelFile
+    ) -> None:
+        other = tmp_path / "other.gguf"
+        shutil.copy(model_file.path, other)
+        with other.open("ab") as file:
+            file.write(b"\0")  # another digest, the same weights
+        small = replace(config, pack=str(active), adapter="none")
+        with serving(small) as served, Client(served.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
+            start(client, Candidate(model=str(other)), share=0.5)
+            contexts = [ask(client, number, "look", explain="inline") for number in range(5)]
+            change(client, "stop")
+            again = ask(client, 0, "look")
+        by_model = {context["model"]["sha256"]: str(context["probabilities"]) for context in contexts}
+        assert len(by_model) == 2
+        assert len(set(by_model.values())) == 1, "equal weights give equal bits, side by side"
+        assert again["model"]["sha256"] == model_file.sha256
+        assert all(context["reasoning"] for context in contexts)
+
+
+def command(*arguments: str, exit_code: int = 0) -> str:
+    """What a command prints."""
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == exit_code, result.output
+    return result.output
+
+
+@contextmanager
+def serve(endpoint: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """`thorpolicy serve` in a process of its own, once it answers."""
+    program = str(Path(sys.executable).with_name("thorpolicy"))
+    daemon = subprocess.Popen([program, "serve"], text=True)
+    try:
+        with Client(endpoint, timeout_ms=PATIENCE_S * 1000) as client:
+            patient_until = time.monotonic() + PATIENCE_S
+            while not client.alive():
+                assert time.monotonic() < patient_until
+                assert daemon.poll() is None
+            yield daemon, client
+    finally:
+        daemon.kill()
+        daemon.wait()
 
 
 @contextmanager
