@@ -106,11 +106,11 @@ def manifest(folder: Path, more: str, *, reads: str = "true", outcome: str = "re
 
 
 def test_another_version_of_a_pack_fits(tmp_path: Path) -> None:
-    one, two = (
+    ours, theirs = (
         pack_files.load(write_pack(tmp_path / version, version=version, system=f"Judge {version}."))
         for version in ("1", "2")
     )
-    assert misfits(one, two) == []
+    assert misfits(ours, theirs) == []
 
 
 def test_another_list_of_outcomes_does_not_fit(tmp_path: Path) -> None:
@@ -139,19 +139,19 @@ def test_what_would_make_an_answer_looser_does_not_fit(
 
 def test_approvals_that_would_bind_fewer_members_do_not_fit(tmp_path: Path) -> None:
     reads, rest = "has(context.amount) && context.amount > 5", "true"
-    one = manifest(tmp_path / "a", APPROVED % "", reads=reads)
-    two = manifest(tmp_path / "b", APPROVED % "", reads=rest)
-    (problem,) = misfits(one, two)
+    ours = manifest(tmp_path / "a", APPROVED % "", reads=reads)
+    theirs = manifest(tmp_path / "b", APPROVED % "", reads=rest)
+    (problem,) = misfits(ours, theirs)
     assert "lifted_by.binds" in problem
     stated = APPROVED % ", binds: [context.amount]"
-    one = manifest(tmp_path / "c", stated, reads=reads)
-    two = manifest(tmp_path / "d", stated, reads=rest)
-    assert misfits(one, two) == []
+    ours = manifest(tmp_path / "c", stated, reads=reads)
+    theirs = manifest(tmp_path / "d", stated, reads=rest)
+    assert misfits(ours, theirs) == []
 
 
 def test_a_source_whose_file_differs_does_not_fit(tmp_path: Path) -> None:
-    one, two = manifest(tmp_path / "a", FILE), manifest(tmp_path / "b", FILE)
-    assert misfits(one, two) == []
+    ours, theirs = manifest(tmp_path / "a", FILE), manifest(tmp_path / "b", FILE)
+    assert misfits(ours, theirs) == []
     (tmp_path / "b" / "people.yaml").write_text("- {id: a, role: lead}\n")
-    (problem,) = misfits(one, two)
+    (problem,) = misfits(ours, theirs)
     assert "whose values count for both" in problem
