@@ -31,7 +31,7 @@ from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
 from thor_policy.core.canary import Canary, Terms
-from thor_policy.core.decisions import Scored
+from thor_policy.core.decisions import ModelInfo, Scored
 from thor_policy.core.engine import Engine
 from thor_policy.core.errors import EngineError, RequestError
 from thor_policy.core.records import CanaryChange, Candidate, Control
@@ -191,6 +191,14 @@ def served(config: Config, active: Path, tmp_path: Path) -> Iterator[Config]:
 def client(served: Config) -> Iterator[Client]:
     with Client(served.endpoint, timeout_ms=PATIENCE_S * 1000) as opened:
         yield opened
+
+
+class StubOf(StubEngine):
+    """A stub of another model, that answers this label."""
+
+    def __init__(self, model: ModelInfo, bias: str) -> None:
+        super().__init__(bias=bias)
+        self.identity = model
 
 
 def load(config: Config) -> Engine:
@@ -527,8 +535,15 @@ class TestEnd:
         change(client, "stop")
         assert ask(client, 1)["pack"]["version"] == "1"
         wait_for(client, lambda canary: canary.state == "stopped")
-        kinds = [kind for (kind,) in rows(served.journal_path, "SELECT kind FROM events ORDER BY seq")]
-        assert kinds[-6:] == ["pack_loaded", "canary", "decision", "canary", "pack_unloaded", "decision"]
+        recorded = rows(served.journal_path, "SELECT kind FROM events WHERE kind != 'shadowed' ORDER BY seq")
+        assert [kind for (kind,) in recorded][-6:] == [
+            "pack_loaded",
+            "canary",
+            "decision",
+            "canary",
+            "pack_unloaded",
+            "decision",
+        ]
 
     def test_a_promoted_pack_is_active_and_the_former_one_a_candidate(
         self, client: Client, served: Config, candidate: Path
@@ -618,6 +633,38 @@ class TestAdapterAndModel:
         assert {ask(client, number)["pack"]["version"] for number in range(10)} == {"1"}
         start(client, Candidate(model=str(other)), share=0.5)  # it is closed, and loaded again
         assert verify(served.journal_path).ok
+
+    @pytest.mark.parametrize(("bias", "state"), [("allow", "rolled_back"), ("deny", "running")])
+    def test_a_model_that_answers_looser_is_rolled_back_by_itself_and_a_stricter_one_is_not(
+        self, config: Config, active: Path, tmp_path: Path, bias: str, state: str
+    ) -> None:
+        """The active pack is asked the same questions on idle time; its stub answers now this, now that."""
+        other = tmp_path / "other.gguf"
+        other.write_bytes(b"GGUF" + bias.encode())
+
+        def load_biased(config: Config) -> Engine:
+            engine = load(config)
+            return StubOf(engine.model, bias) if config.model == str(other) else engine
+
+        small = replace(config, pack=str(active), models_dir=tmp_path)
+        with serving(small, load_engine=load_biased), Client(small.endpoint) as client:
+            start(client, Candidate(model=str(other)), share=1.0, least=30)
+            for number in range(60):
+                ask(client, number, f"act-{number}")
+            status = wait_for(
+                client,
+                lambda canary: (
+                    canary.canary.compared >= 30 and (canary.state != "running" or state == "running")
+                ),
+            )
+        assert status.state == state
+        assert status.canary.tightened == 0 if bias == "allow" else status.canary.loosened == 0
+        if state == "rolled_back":
+            assert status.breach is not None
+            assert (status.breach.condition, status.breach.value) == ("loosened", 1.0)
+        compared = rows(small.journal_path, "SELECT DISTINCT prompt_version FROM shadows")
+        assert len(compared) == 1
+        assert verify(small.journal_path).ok
 
     def test_the_daemons_own_model_is_refused(self, config: Config, active: Path, tmp_path: Path) -> None:
         own = tmp_path / "own.gguf"

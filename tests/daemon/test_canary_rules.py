@@ -67,6 +67,30 @@ class TestLooser:
         assert breach(Terms(), arm(100_000), arm(100_000)) is None
 
 
+class TestLoosened:
+    def compared(self, compared: int, loosened: int, tightened: int) -> Arm:
+        trial = arm(compared)
+        trial.compared, trial.loosened, trial.tightened = compared, loosened, tightened
+        return trial
+
+    def test_answers_that_are_looser_more_often_than_stricter_are_found(self) -> None:
+        result = breach(Terms(), self.compared(60, 12, 1), arm(0))
+        assert result is not None
+        assert (result.condition, result.sample) == ("loosened", 60)
+        assert result.low > 0.5
+
+    @pytest.mark.parametrize(
+        ("compared", "loosened", "tightened"), [(60, 0, 0), (60, 3, 0), (60, 8, 8), (60, 0, 30), (49, 49, 0)]
+    )
+    def test_answers_that_differ_by_chance_or_are_stricter_end_nothing(
+        self, compared: int, loosened: int, tightened: int
+    ) -> None:
+        assert breach(Terms(), self.compared(compared, loosened, tightened), arm(0)) is None
+
+    def test_with_a_limit_of_1_nothing_is_found(self) -> None:
+        assert breach(Terms(loosened=1.0), self.compared(5_000, 5_000, 0), arm(0)) is None
+
+
 class TestSuccess:
     def test_a_lower_rate_is_found_when_the_interval_excludes_zero(self) -> None:
         terms = Terms(least=50)

@@ -80,6 +80,14 @@ def canary() -> None:
     help="Share of decisions in which its rules may ask for less than the active pack's.",
 )
 @click.option(
+    "--loosened",
+    type=_PART,
+    callback=finite,
+    default=_TERMS.loosened,
+    show_default=True,
+    help="Share of looser answers among those that differ from the active pack's model.",
+)
+@click.option(
     "--success-drop",
     type=_PART,
     callback=finite,
@@ -256,7 +264,7 @@ def _show(newest: CanaryStatus) -> None:
     )
     render.line("")
     render.table(
-        ("arm", "decisions", "looser", "no answer", "results", "success", "time"),
+        ("arm", "decisions", "looser", "no answer", "compared", "looser", "stricter", "success", "time"),
         [_row("canary", newest.canary), _row("control", newest.control)],
     )
 
@@ -267,8 +275,10 @@ def _row(name: str, arm: ArmStatus) -> tuple[Any, ...]:
         arm.decisions,
         arm.looser,
         arm.unanswered,
-        arm.results,
-        f"{100 * arm.hits / arm.results:.1f} %" if arm.results else None,
+        arm.compared,
+        arm.loosened,
+        arm.tightened,
+        f"{arm.hits} of {arm.results}" if arm.results else None,
         f"{arm.mean_ms:g} ms" if arm.mean_ms is not None else None,
     )
 

@@ -20,7 +20,7 @@ SALT_BYTES = 16
 #: How a canary ended; `failed`: its candidate could not be loaded again after a start of the daemon.
 Cause: TypeAlias = Literal["promoted", "stopped", "rolled_back", "failed"]
 #: What can end a canary by itself.
-Condition: TypeAlias = Literal["looser", "success", "fallback", "latency"]
+Condition: TypeAlias = Literal["looser", "loosened", "success", "fallback", "latency"]
 
 _Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 
@@ -29,7 +29,8 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """When a canary is rolled back: each figure has an interval, and all of it must be beyond its limit.
 
     `least` is the fewest decisions, or results in each arm, that are judged. `looser` is the share of
-    decisions in which the candidate's rules ask for less than the active pack's. `success_drop` is how much
+    decisions in which the candidate's rules ask for less than the active pack's. `loosened` is the share of
+    looser answers among those that differ from what the active pack's model says. `success_drop` is how much
     lower its success rate may be than that of the control, and `fallback_rise` how much higher its share of
     decisions without an answer. `latency_ratio` is how many times as long its decisions may take; 0: latency
     ends nothing.
@@ -37,6 +38,7 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
 
     least: Annotated[int, Meta(ge=10, le=1_000_000)] = 50
     looser: _Share = 0.0
+    loosened: _Share = 0.5
     success_drop: _Share = 0.0
     fallback_rise: _Share = 0.0
     latency_ratio: Annotated[float, Meta(ge=0, le=1_000)] = 2.0
@@ -75,7 +77,7 @@ class Canary(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Breach(Struct, frozen=True, kw_only=True):
     """The figures for which a canary is rolled back: all of `low` to `high` is beyond `threshold`.
 
-    `value` is a share of decisions (`looser`), a difference of shares between canary and control (`success`,
+    `value` is a share (`looser`, `loosened`), a difference of shares between canary and control (`success`,
     `fallback`), or how many times as long decisions took (`latency`). `level` is the confidence of the
     interval, `sample` and `control_sample` what it rests on.
     """

@@ -195,7 +195,8 @@ class ArmStatus(Struct, frozen=True, kw_only=True):
     """An arm of a canary: its decisions, and how many of its `results` turned out well (`hits`).
 
     `looser`: the candidate's rules asked for less than the active pack's. `failed`: the candidate gave no
-    answer. `unanswered`: nobody did. `mean_ms` is the geometric mean of the times that are compared.
+    answer. `unanswered`: nobody did. `compared`: the active pack was asked too, on idle time; of these the
+    candidate `loosened` some and `tightened` some. `mean_ms` is the geometric mean of the times that count.
     """
 
     decisions: int
@@ -205,6 +206,9 @@ class ArmStatus(Struct, frozen=True, kw_only=True):
     results: int
     hits: int
     mean_ms: float | None
+    compared: int = 0
+    loosened: int = 0
+    tightened: int = 0
 
 
 class CanaryStatus(Struct, frozen=True, kw_only=True):

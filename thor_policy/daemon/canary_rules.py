@@ -53,7 +53,8 @@ class Arm:
     """What is known of the decisions of one arm.
 
     `failed` are those in which the candidate gave no answer, so that the active pack decided; `unanswered`
-    are these and those of the tier `fallback`. `hits` of `results` turned out well. Times are those of
+    are these and those of the tier `fallback`. `hits` of `results` turned out well. Of those that were
+    `compared` with the answer of the active pack, some are looser and some stricter. Times are those of
     decisions that the model scored, and of those that rules made; what the cache answered took none.
     """
 
@@ -63,6 +64,9 @@ class Arm:
     unanswered: int = 0
     results: int = 0
     hits: int = 0
+    compared: int = 0
+    loosened: int = 0
+    tightened: int = 0
     by_model: Times = field(default_factory=Times)
     by_rule: Times = field(default_factory=Times)
 
@@ -98,6 +102,12 @@ class Conditions:
             if trial.looser and low > terms.looser:
                 share = trial.looser / trial.decisions
                 yield _breach("looser", share, low, high, level, trial.decisions, 0, terms.looser)
+        differ = trial.loosened + trial.tightened
+        if differ and (level := self._level("loosened", trial.compared)) is not None:
+            low, high = wilson(trial.loosened, differ, _z(level))
+            if low > terms.loosened:
+                counts = trial.compared, 0
+                yield _breach("loosened", trial.loosened / differ, low, high, level, *counts, terms.loosened)
         sample = min(trial.results, control.results)
         if (level := self._level("success", sample)) is not None:
             value, low, high = difference(

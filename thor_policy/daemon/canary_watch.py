@@ -2,14 +2,13 @@
 
 Owns the figures of the newest canary. Invariant: they are read from the journal alone, a bounded number of
 rows a turn, so a restart begins with the same figures; a canary is judged only when all that is recorded of
-it was read. The maintenance thread, between its jobs, and the pack manager's after a change of the canary;
-the status may be read from any.
+it was read. The pack manager's thread, between its jobs and after a change of the canary: the maintenance
+thread may archive for an hour. The status may be read from any.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -17,9 +16,10 @@ from thor_policy.core.canary import Breach
 from thor_policy.core.status import ArmStatus, CanaryStatus
 from thor_policy.daemon.canary_rules import Arm, Conditions, Times, times_of
 from thor_policy.journal import canary_queries
-from thor_policy.journal.canary_queries import Known, Result
+from thor_policy.journal.canary_queries import Compared, Known, Result
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
+from thor_policy.policy.residents import Residents
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -35,20 +35,19 @@ MOST_RESULTS = 100_000
 class CanaryWatch:
     """Watches the newest canary of `journal`; `roll_back` gets its id with the figures that end it.
 
-    `running` gives the id of the canary that runs. Times are monotonic nanoseconds.
+    `residents` gives the packs of now. Times are monotonic nanoseconds.
     """
 
     def __init__(
         self,
         journal: Journal,
         roll_back: Callable[[str, Breach], None],
-        running: Callable[[], str | None],
+        residents: Callable[[], Residents],
         *,
         now_ns: int,
     ) -> None:
-        self._journal, self._roll_back, self._running = journal, roll_back, running
+        self._journal, self._roll_back, self._residents = journal, roll_back, residents
         self._due_ns = now_ns
-        self._entry = threading.Lock()
         self._first = True
         self._known: Known | None = None
         self._begin(None)
@@ -60,7 +59,7 @@ class CanaryWatch:
         self._arms = {"canary": Arm(), "control": Arm()}
         self._results: OrderedDict[str, Result] = OrderedDict()
         self._conditions = Conditions(known.canary.terms) if known else None
-        self._decisions_seq = self._results_seq = known.seq if known else 0
+        self._decisions_seq = self._results_seq = self._compared_seq = known.seq if known else 0
         self._rolled_back = False
 
     def status(self) -> CanaryStatus | None:
@@ -93,19 +92,18 @@ class CanaryWatch:
         """Read what is new, and judge it; nothing is read while no canary runs. No error is raised."""
         known = self._known
         more = False
-        if self._first or self._running() is not None or (known is not None and known.cause is None):
+        if self._first or self._residents().trial is not None or (known is not None and known.cause is None):
             more = self.refresh()
         self._due_ns = now_ns + int((NEXT_S if more else REST_S) * 1e9)
 
     def refresh(self) -> bool:
-        """Read what is new; True if there is more. Any thread. No error is raised."""
-        with self._entry:
-            try:
-                return self._read()
-            except Exception as error:  # a damaged file may raise anything, and the thread must go on
-                self.counters["canary_unread"] += 1
-                log.warning("the watch over the canary could not read: %s", logs.Hidden(str(error)))
-                return False
+        """Read what is new; True if there is more. No error is raised."""
+        try:
+            return self._read()
+        except Exception as error:  # a damaged file may raise anything, and the thread must go on
+            self.counters["canary_unread"] += 1
+            log.warning("the watch over the canary could not read: %s", logs.Hidden(str(error)))
+            return False
 
     def _read(self) -> bool:
         """Take the next rows of both arms, and judge them when no more wait; True if more do."""
@@ -124,13 +122,19 @@ class CanaryWatch:
             results, records, self._results_seq = canary_queries.results_after(
                 connection, self._results_seq, PAGE
             )
+            compared, shadows, self._compared_seq = canary_queries.compared_after(
+                connection, self._compared_seq, PAGE
+            )
         for each in decided:
             if each.canary == self._of:
                 self._arms[each.arm].decided(note=each.note, tier=each.tier, took_ms=each.took_ms)
         for result in results:
             if result.canary == self._of:
                 self._take(result)
-        if PAGE in (decisions, records):
+        for pair in compared:
+            if pair.canary == self._of:
+                self._compare(pair)
+        if PAGE in (decisions, records, shadows):
             return True
         if known.cause is None and self._conditions is not None and not self._rolled_back:
             self._judge(known, self._conditions)
@@ -146,6 +150,15 @@ class CanaryWatch:
         if result.good is not None:
             self._results[result.decision_id] = result
             self._count(result, 1)
+
+    def _compare(self, pair: Compared) -> None:
+        """Count a question that both packs answered."""
+        labels, arm = self._residents().active.pack.labels, self._arms["canary"]
+        if pair.served in labels and pair.active in labels:
+            by = labels.index(pair.served) - labels.index(pair.active)
+            arm.compared += 1
+            arm.loosened += by < 0
+            arm.tightened += by > 0
 
     def _count(self, result: Result, by: int) -> None:
         arm = self._arms[result.arm]
@@ -178,4 +191,7 @@ def _status_of(arm: Arm, times: Times) -> ArmStatus:
         results=arm.results,
         hits=arm.hits,
         mean_ms=None if times.mean_ms is None else round(times.mean_ms, 3),
+        compared=arm.compared,
+        loosened=arm.loosened,
+        tightened=arm.tightened,
     )

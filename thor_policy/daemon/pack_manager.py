@@ -8,6 +8,7 @@ what can decide is an event on the chain, between the decisions before it and th
 from __future__ import annotations
 
 import logging
+import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -70,7 +71,7 @@ class PackManager(JobThread[_Job]):
         on_outcome: Callable[[int, JobDone], None],
         *,
         calibration_of: Callable[[PackInfo, ModelInfo], Calibration | None],
-        watch: Callable[[], CanaryWatch],
+        watch: CanaryWatch,
         load_engine: Callable[[Config], Engine],
     ) -> None:
         self._config = config
@@ -79,7 +80,7 @@ class PackManager(JobThread[_Job]):
         self._calibration_of = calibration_of
         self._commits: list[Future[Committed]] = []
         self._watch = watch
-        self._canaries = Canaries(config, policy, self, lambda: watch().status(), load_engine)
+        self._canaries = Canaries(config, policy, self, watch.status, load_engine)
         #: What the newest reload refused, and why; empty if nothing.
         self.refused: dict[str, str] = {}
         super().__init__("packs", on_outcome)
@@ -114,12 +115,20 @@ class PackManager(JobThread[_Job]):
 
     # ------------------------------------------------------------ on its own thread
 
+    def _take(self) -> tuple[int | None, _Job] | None:
+        """Wait for the next job; between jobs the watch over the canary has its turns."""
+        while True:
+            try:
+                return self._queue.get(timeout=self._watch.wait_s(time.monotonic_ns()))
+            except queue.Empty:
+                self._watch.turn(time.monotonic_ns())
+
     def _perform(self, job: _Job) -> dict[str, Json]:
         try:
             done = job.work()
             self._wait_for_commits()
             if job.task == "canary":
-                self._watch().refresh()
+                self._watch.refresh()
         except ThorPolicyError as error:
             log.error("%s failed: %s", job.task, logs.Hidden(error))
             raise

@@ -200,6 +200,12 @@ def open_service(
             policy, engine_thread, journal, on_outcome, uncommitted, record_together=journal.decided_together
         )
         pack = policy.residents.active.pack
+        canary_watch = CanaryWatch(
+            journal,
+            lambda canary_id, breach: pack_manager.roll_back(canary_id, breach),
+            lambda: policy.residents,
+            now_ns=time.monotonic_ns(),
+        )
         pack_manager = PackManager(
             config,
             engine_thread,
@@ -207,7 +213,7 @@ def open_service(
             journal,
             on_job_done,
             calibration_of=partial(calibration_of, config),
-            watch=lambda: canary_watch,
+            watch=canary_watch,
             load_engine=load_engine,
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
@@ -228,12 +234,6 @@ def open_service(
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
-        canary_watch = CanaryWatch(
-            journal,
-            pack_manager.roll_back,
-            lambda: trial.canary.id if (trial := policy.residents.trial) is not None else None,
-            now_ns=time.monotonic_ns(),
-        )
         pack_manager.resume_canary()
 
         def busy() -> bool:
@@ -294,7 +294,6 @@ def open_service(
             approvals=approval_tasks,
             alerts=alerts,
             shipping=shipping,
-            canary=canary_watch,
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)

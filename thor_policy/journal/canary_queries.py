@@ -58,6 +58,14 @@ class Result(NamedTuple):
     good: bool | None
 
 
+class Compared(NamedTuple):
+    """An outcome that a candidate served, and that of the active pack on the same question."""
+
+    canary: str
+    served: str
+    active: str
+
+
 class Record(NamedTuple):
     """What a pack on a model has behind it: how many of its decisions turned out well."""
 
@@ -131,6 +139,19 @@ def results_after(connection: sqlite3.Connection, seq: int, limit: int) -> tuple
         )
     ]
     return results, len(rows), rows[-1][0] if rows else seq
+
+
+def compared_after(connection: sqlite3.Connection, seq: int, limit: int) -> tuple[list[Compared], int, int]:
+    """What the active pack said in place of candidates, among the next `limit` shadows after an event; how
+    many those are; the last one."""
+    rows = connection.execute(
+        "SELECT s.seq, d.canary, s.served, s.decision, d.canary_arm, s.tier FROM (SELECT seq, decision_id, "
+        "served, decision, tier FROM shadows WHERE seq > ? ORDER BY seq LIMIT ?) s "
+        "LEFT JOIN decisions d ON d.decision_id = s.decision_id ORDER BY s.seq",
+        (seq, limit),
+    ).fetchall()
+    compared = [Compared(*row[1:4]) for row in rows if row[4] == "canary" and row[5] != "fallback"]
+    return compared, len(rows), rows[-1][0] if rows else seq
 
 
 def performance(connection: sqlite3.Connection) -> list[Record]:

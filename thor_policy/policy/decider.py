@@ -337,7 +337,10 @@ class Policy:
         resident, scored = assessment.resident, decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
-        if self.residents.shadow is not None and resident is self.residents.active:
+        residents = self.residents
+        # rules were compared already, and what the cache repeats is no further evidence
+        compares = assessment.by_candidate and decision.tier == "model"
+        if compares or (residents.shadow is not None and resident is residents.active):
             self._remember_for_shadow(request, decision)
         if self._on_judged is not None:
             self._on_judged(request, resident, decision)
@@ -559,10 +562,14 @@ class Policy:
     def decide_shadow(self) -> tuple[Decision, Decision] | None:
         """Decide the oldest waiting request by the shadow pack: the decision served, and the shadow's.
 
-        None if that is impossible: the shadow pack was unloaded, or the request is too long for it.
+        One that the candidate of a canary decided is decided by the active pack. None if that is impossible:
+        the shadow pack was unloaded, the canary ended, or the request is too long.
         """
         request, served = self._awaiting_shadow.popleft()
-        resident = self.residents.shadow
+        residents = self.residents
+        resident = residents.shadow
+        if served.trial is not None and served.trial.arm == "canary":
+            resident = residents.active if residents.on_trial(request) is not None else None
         if resident is None:
             with self._counting:
                 self.counters["shadows_dropped"] += 1

@@ -167,6 +167,11 @@ def _model_labels(status: Status) -> dict[str, Json]:
     }
 
 
+#: Figures of an arm of a canary.
+_CANARY_FIGURES = (
+    *("decisions", "looser", "failed", "unanswered", "results", "hits"),
+    *("compared", "loosened", "tightened"),
+)
 #: Info metrics (value 1): their labels identify build, model and pack.
 _INFOS: tuple[tuple[str, Callable[[Status], dict[str, Json]]], ...] = (
     ("build", lambda status: {"version": status.version}),
@@ -352,7 +357,7 @@ def _of_canary(status: Status) -> Families:
     )
     if newest is not None:
         for name, arm in (("canary", newest.canary), ("control", newest.control)):
-            for figure in ("decisions", "looser", "failed", "unanswered", "results", "hits"):
+            for figure in _CANARY_FIGURES:
                 figures.add_metric([name, figure], getattr(arm, figure))
     yield figures
 
