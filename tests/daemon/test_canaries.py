@@ -347,6 +347,61 @@ class TestFloor:
         assert outcomes == {"deny"}
 
 
+class TestSources:
+    PEOPLE = (
+        "sources: {people: {of: subject, required: true, attributes: {role: {type: string}}, "
+        "table: {path: people.yaml}}}\n"
+    )
+    RULES = STRICT + (
+        '- {id: lead, when: \'sources.people.?role.orValue("") != "lead"\', outcome: require_mfa, '
+        "clause: R1, because: Leads alone.}\n"
+    )
+
+    @pytest.fixture
+    def informed(self, tmp_path: Path) -> Path:
+        folder = write_pack(
+            tmp_path / "informed", version="2", system="Judge.", rules=STRICT, more=self.PEOPLE
+        )
+        (folder / "people.yaml").write_text("- {id: s0, role: dev}\n")
+        text = (folder / "examples.yaml").read_text()
+        stated = text.replace("   outcome:", "   sources: {people: {role: lead}}, outcome:")
+        (folder / "examples.yaml").write_text(stated)
+        (folder / "rules.yaml").write_text(self.RULES)
+        return folder
+
+    def test_the_sources_of_both_packs_are_consulted_for_the_candidate(
+        self, client: Client, served: Config, informed: Path
+    ) -> None:
+        start(client, Candidate(pack=str(informed)))
+        consulted = Counter[tuple[str, int]]()
+        for number in range(40):
+            context = ask(client, number)
+            with Reader(served.journal_path) as reader:
+                body = reader.trace(context["decision_id"])["event"]["body"]
+            consulted[context["pack"]["version"], len(body.get("consulted", ()))] += 1
+            if context["pack"]["version"] == "2":
+                assert context["rules"] == ["lead"]
+        assert consulted.keys() == {("1", 0), ("2", 1)}
+
+    def test_a_required_source_of_the_active_pack_bounds_the_candidate(
+        self, served: Config, informed: Path, candidate: Path
+    ) -> None:
+        """What the active pack would deny for want of an answer, the candidate does not allow."""
+        (informed / "people.yaml").write_text("- {id: nobody, role: lead}\n")
+        turned = replace(
+            served, pack=str(informed), state_dir=served.state_dir / "2", endpoint=f"{served.endpoint}2"
+        )
+        turned.state_dir.mkdir()
+        with serving(turned, load_engine=load), Client(turned.endpoint) as client:
+            (informed / "people.yaml").unlink()
+            alone = ask(client, 0)
+            start(client, Candidate(pack=str(candidate)), share=1.0)
+            on_trial = ask(client, 0)
+        assert (alone["pack"]["version"], alone["outcome"]) == ("2", "deny")
+        assert (on_trial["outcome"], on_trial["reason_code"]) == ("deny", "active_floor")
+        assert on_trial["floor"] == "deny"
+
+
 class TestReplay:
     def test_decisions_of_both_arms_are_taken_again_alike(
         self, client: Client, served: Config, looser: Path, active: Path
