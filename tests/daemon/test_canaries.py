@@ -818,6 +818,25 @@ class TestRestart:
             assert "canary" not in ask(second, 1)
         assert verify(again.journal_path).ok
 
+    def test_a_model_on_trial_is_loaded_again_also_after_the_start_was_archived(
+        self, served: Config, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other.gguf"
+        other.write_bytes(b"GGUF" + bytes(60))
+        again = replace(served, state_dir=served.state_dir / "2", endpoint=f"{served.endpoint}2")
+        again.state_dir.mkdir()
+        with serving(again, load_engine=load), Client(again.endpoint) as first:
+            start(first, Candidate(model=str(other)), share=0.5)
+            before = [ask(first, number, "other")["model"]["sha256"] for number in range(20)]
+            archive = records.Maintenance(task="archive", before="2999-01-01T00:00:00Z")
+            first.maintenance(archive)
+            assert not rows(again.journal_path, "SELECT 1 FROM events WHERE kind = 'decision'")
+        with serving(again, load_engine=load), Client(again.endpoint) as second:
+            assert [ask(second, number, "other")["model"]["sha256"] for number in range(20)] == before
+            assert newest(second).canary.decisions > 0
+        assert len(set(before)) == 2
+        assert verify(again.journal_path).ok
+
     def test_a_candidate_that_the_settings_made_active_was_promoted(
         self, served: Config, candidate: Path
     ) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from tests.build import write_pack, write_rules_only_pack
+from tests.build import CALLER, CANARY, write_pack, write_rules_only_pack
 from thor_policy.core.decisions import Floor
-from thor_policy.core.requests import Risk
+from thor_policy.core.engine import all_steps
+from thor_policy.core.requests import NEVER_NS, Action, Entity, Evaluation, Request, Risk
+from thor_policy.engine.engines import Engines
 from thor_policy.policy import pack_files
 from thor_policy.policy.canary import bounded, is_looser, misfits
+from thor_policy.policy.decider import ACTIVE_FLOOR, Policy
 from thor_policy.policy.pack import Pack
+from thor_policy.policy.residents import OnTrial
+from thor_policy.testing import StubEngine
 
 LABELS = ("allow", "require_mfa", "require_attestation", "deny")
 RANK = LABELS.index
@@ -72,6 +80,62 @@ def test_a_looser_candidate_asks_for_less_or_asks_no_model(
 ) -> None:
     floors = [Floor(outcome=outcome, final=final) for outcome, final in (own, bound)]
     assert is_looser(*floors, LABELS) is looser
+
+
+# ---------------------------------------------------------------- decisions
+
+OUTCOMES = ("allow", "require_mfa", "deny")
+ACTIONS = ("burn", "copy", "move")
+#: For each action the outcome of a rule and whether it is final; None: no rule.
+Book: TypeAlias = dict[str, tuple[str, bool] | None]
+books = st.fixed_dictionaries(
+    {name: st.none() | st.tuples(st.sampled_from(OUTCOMES), st.booleans()) for name in ACTIONS}
+)
+
+
+def pack_of(folder: Path, version: str, book: Book) -> Pack:
+    rules = [
+        f"- {{id: {name}, when: 'action.name == \"{name}\"', outcome: {rule[0]}, "
+        f"final: {str(rule[1]).lower()}, clause: R1, because: So.}}\n"
+        for name, rule in book.items()
+        if rule is not None
+    ]
+    write_pack(folder, version=version, system=f"Judge {version}.", rules="".join(rules) or "[]")
+    return pack_files.load(folder)
+
+
+@settings(max_examples=40)
+@given(active=books, candidate=books, bias=st.sampled_from([None, *OUTCOMES]))
+def test_no_decision_of_a_candidate_is_looser_than_the_floor_of_the_active_pack(
+    active: Book, candidate: Book, bias: str | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = pack_of(Path(folder) / "a", "1", active)
+        theirs = pack_of(Path(folder) / "b", "2", candidate)
+    policy = Policy(Engines(StubEngine(bias=bias)), ours)
+    resident = all_steps(policy.loading(theirs, None, 0.0))
+    running = replace(CANARY, share=1.0, pack=theirs.info, against=ours.info)
+    policy.set_residents(policy.residents.with_trial(OnTrial(running, resident)))
+    for name in ACTIONS:
+        question = Evaluation(
+            subject=Entity(type="user", id="a"), action=Action(name=name), resource=Entity(type="doc", id="d")
+        )
+        request = policy.residents.enrolled(
+            Request(
+                ticket=1,
+                evaluation=question,
+                caller=CALLER,
+                received_at=0.0,
+                received_ns=0,
+                deadline_ns=NEVER_NS,
+            )
+        )
+        decision, bound = policy.decide(request), ours.book.apply(question, 0.0)
+        assert decision.pack == theirs.info
+        assert OUTCOMES.index(decision.outcome) >= OUTCOMES.index(bound.outcome)
+        assert OUTCOMES.index(decision.floor.outcome) >= OUTCOMES.index(bound.outcome)
+        assert decision.trial is not None
+        assert (decision.trial.bound is not None) == (decision.reason_code == ACTIVE_FLOOR)
 
 
 # ---------------------------------------------------------------- which candidates fit
