@@ -16,7 +16,7 @@ from thor_policy.cli.journal_reader import open_current
 from thor_policy.cli.options import absolute_if_path, as_json, configured, finite
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
-from thor_policy.core.canary import Breach, Terms
+from thor_policy.core.canary import Breach, Canary, Terms
 from thor_policy.core.records import CanaryChange, Candidate, Control
 from thor_policy.core.requests import Json
 from thor_policy.core.status import ArmStatus, CanaryStatus
@@ -195,23 +195,29 @@ def list_canaries(config: Config, limit: int, as_json: bool) -> None:
         render.as_json(msgspec.to_builtins(list(canary_queries.as_rows(known))))
         return
     render.table(
-        ("started", "ended", "state", "share", "pack", "adapter", "figures", "id"),
+        ("started", "ended", "state", "share", "candidate", "figures", "id"),
         [
             (
                 each.started[5:16].replace("T", " "),
                 (each.ended or "")[5:16].replace("T", " "),
                 each.cause or "running",
                 f"{each.canary.share:g}",
-                f"{each.canary.pack.name} {each.canary.pack.version}",
-                each.canary.adapter.name if each.canary.adapter else None,
+                _candidate(each.canary),
                 _figures(each.breach) if each.breach else each.reason,
                 each.canary.id[-ENDING_CHARS:],
             )
             for each in known
         ],
         gap=1,
-        clipped=(4, 5, 6),
+        clipped=(4, 5),
     )
+
+
+def _candidate(canary: Canary) -> str:
+    """`core 1.3.0, model.gguf, tuned`: what a canary puts on trial."""
+    adapter = canary.adapter.name if canary.adapter else None
+    pack = f"{canary.pack.name} {canary.pack.version}"
+    return ", ".join(part for part in (pack, canary.model, adapter) if part is not None)
 
 
 def _candidates(
