@@ -156,7 +156,7 @@ class Canaries:
             resuming = partial(self._resuming, canary=canary, opened=opened, beside=beside)
             self._manager.run_on_engine(resuming)
             log.info("the canary %s goes on with a share of %g", opened.name, canary.share)
-        except ThorPolicyError as error:
+        except (ThorPolicyError, OSError) as error:
             reason = str(error)[:1_000]
             log.error("the canary %s cannot go on, so it ends: %s", canary.pack.name, logs.Hidden(reason))
             self._note(events.canary_ended(canary.id, "failed", time.time(), reason=reason))
