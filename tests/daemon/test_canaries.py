@@ -830,7 +830,7 @@ class TestRestart:
             before = [ask(first, number, "other")["model"]["sha256"] for number in range(20)]
             archive = records.Maintenance(task="archive", before="2999-01-01T00:00:00Z")
             first.maintenance(archive)
-            assert not rows(again.journal_path, "SELECT 1 FROM events WHERE kind = 'decision'")
+            assert not rows(again.journal_path, "SELECT 1 FROM events WHERE kind = 'canary'")
         with serving(again, load_engine=load), Client(again.endpoint) as second:
             assert [ask(second, number, "other")["model"]["sha256"] for number in range(20)] == before
             assert newest(second).canary.decisions > 0
