@@ -16,6 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from thor_policy.core import records
+from thor_policy.core.canary import Breach, Canary
 from thor_policy.core.decisions import (
     Adapter,
     Decision,
@@ -25,6 +26,7 @@ from thor_policy.core.decisions import (
     PackInfo,
     Scored,
     Timings,
+    Trial,
 )
 from thor_policy.core.enrichment import Enrichment
 from thor_policy.core.records import Calibration
@@ -301,6 +303,45 @@ PROMOTION = records.Promotion(
 )
 
 
+CANARY = Canary(
+    id="canary-1",
+    salt="0f" * 16,
+    share=0.25,
+    pack=PackInfo(name="core", version="1.3.0", sha256="e" * 64),
+    path="/packs/core",
+    weights="f" * 64,
+    against=PACK,
+    against_weights="f" * 64,
+)
+BREACH = Breach(
+    condition="looser",
+    value=0.1,
+    low=0.05,
+    high=0.2,
+    level=0.975,
+    sample=50,
+    control_sample=0,
+    threshold=0.0,
+)
+
+
+def canary_events() -> list[Event]:
+    """A canary that is started, gets a larger share, and is rolled back."""
+    choice = [{"name": "core@1.3.0", "hits": 60, "of": 60, "low": 0.94, "high": 1.0}]
+    return [
+        events.canary_started(CANARY, NOON, by=CALLER, choice=choice),
+        events.canary_resized(CANARY.id, 0.5, NOON + 1, by=CALLER),
+        events.canary_ended(CANARY.id, "rolled_back", NOON + 2, breach=BREACH),
+    ]
+
+
+def on_trial(**changes: Any) -> Decision:
+    """A decision of the candidate of a canary, whose own floor is looser than that of the active pack."""
+    bound = Floor(outcome="deny", final=True, rules=("freeze",), clauses=("R3",), because="the freeze is on")
+    trial = Trial(id=CANARY.id, arm="canary", note="looser", own="allow", bound=bound)
+    return by_rule(**{"trial": trial, "pack": CANARY.pack, "reason_code": "active_floor"} | changes)
+
+
 def one_of_each() -> list[Event]:
     """Events of every kind, with reviews, outcomes and explanations, some of them twice on one decision.
 
@@ -374,6 +415,10 @@ def one_of_each() -> list[Event]:
 _RARE_TYPE = schema.rare_condition("decision_type", schema.COMMON["decision_type"])
 #: What makes a journal of this version one of the version before a migration, newest first.
 _UNDO: dict[str, tuple[str, ...]] = {
+    "0028_canaries": (
+        "DROP TABLE canaries",
+        *(f"ALTER TABLE decisions DROP COLUMN {name}" for name in ("canary", "canary_arm", "canary_note")),
+    ),
     "0023_shipping": ("DROP TABLE shipping",),
     "0021_bounded_lists": (
         *(f"DROP INDEX {name}" for name in ("nodes_end", "edges_superseding")),

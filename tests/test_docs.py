@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.gateways import gateway
 from thor_policy import catalog
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
+from thor_policy.core.records import Control
 from thor_policy.daemon.service import serving
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.verification.verify import verify
@@ -26,6 +29,7 @@ from thor_policy.testing import load_stub_engine
 
 #: The names under which blocks are run, each by a test below.
 NAMES = {
+    "canary",
     *("readme", "quickstart", "tutorial", "recipes", "zeromq sample"),
     *("packs", "signatures", "keys", "journal", "checks", "backup", "sources", "approvals", "work", "hooks"),
     *("proxy", "gateway", "receipts"),
@@ -230,6 +234,33 @@ def test_the_commands_for_packs_run_as_written(
     with decided(config):
         for block in blocks_named("packs"):
             shell.run(block, names)
+
+
+def test_the_guide_to_canaries_runs_as_written(shell: Shell, config: Config) -> None:
+    """Before the promotion the candidate's callers ask as much as it needs."""
+    (shell.folder / "docs").symlink_to(ROOT / "docs")
+    with (
+        serving(replace(config, pack=str(DOOR)), load_engine=load_stub_engine),
+        Client(config.endpoint) as client,
+    ):
+        for block in blocks_named("canary"):
+            if "canary promote" in block.code:
+                asked_on_trial(client, 50)
+            shell.run(block)
+        assert client.control(Control(task="reload"))["packs"][0]["version"] == "1.1.0"
+
+
+def asked_on_trial(client: Client, least: int) -> None:
+    """Ask for many callers, until the candidate has decided so often."""
+    on_trial = 0
+    for number in itertools.count():
+        behalf = {"name": f"token:caller-{number}", "roles": ["ask"]}
+        reply = client.call("evaluate", {"request": QUESTION, "as": behalf})
+        on_trial += "canary" in reply["context"]
+        if on_trial >= least:
+            break
+    while (canary := client.status().canary) is None or canary.canary.decisions < least:
+        pass
 
 
 def test_the_recipes_for_rules_run_as_written(shell: Shell, config: Config) -> None:

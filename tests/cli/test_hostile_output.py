@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.build import ASKED, ENRICHED, EXPLAINED, NOON, about, by_model, sent, write_rules_only_pack
+from tests.build import ASKED, CANARY, ENRICHED, EXPLAINED, NOON, about, by_model, sent, write_rules_only_pack
 from thor_policy.cli import render
 from thor_policy.cli.main import COMMANDS, cli
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core import records
-from thor_policy.core.decisions import Floor, Traits
+from thor_policy.core.decisions import Adapter, Floor, PackInfo, Traits
 from thor_policy.core.escape import cell, in_html, in_json, paragraph, visible
 from thor_policy.core.requests import Annotations
 from thor_policy.daemon import journal_access
@@ -129,6 +129,11 @@ def hostile_journal(config: Config) -> Config:
         figures = {"value": 0.1, "low": 0.0, "high": 0.2, "sample": 50, "threshold": 0.5}
         named = {"kind": "success_rate", "state": "raised", "of": "agent", "name": HOSTILE}
         journal.commit(events.alert_event("01900000-alert", **named, figures=figures, at=NOON)).result()  # type: ignore[arg-type]
+        pack = PackInfo(name=HOSTILE, version=HOSTILE, sha256="e" * 64)
+        adapter = Adapter(name=HOSTILE, sha256="c" * 64)
+        canary = replace(CANARY, pack=pack, adapter=adapter, model=HOSTILE, path=HOSTILE)
+        journal.commit(events.canary_started(canary, NOON, by=decision.caller)).result()
+        journal.commit(events.canary_ended(canary.id, "failed", NOON, reason=HOSTILE)).result()
         held = replace(decision.floor, traits=Traits(type=HOSTILE, required=("outcome",)))
         journal.commit(events.decision_event(replace(decision, id="018f-00000008", floor=held))).result()
     reported = records.DecisionReport(
@@ -224,6 +229,15 @@ READ = [
     ["graph", "new", "--template", HOSTILE, HOSTILE],
     *(["graph", "export", "--of", "traces", "--format", name] for name in ("mermaid", "cypher", "jsonld")),
     ["alerts", "--raised"],
+    ["canary", "list"],
+    ["canary", "list", "--json"],
+    ["canary", "status"],
+    ["canary", "stop"],
+    ["canary", "share", "0.5"],
+    ["canary", "promote"],
+    ["canary", "start", "--share", "0.5", "--pack", HOSTILE],
+    ["canary", "start", "--share", "0.5", "--model", HOSTILE, "--adapter", HOSTILE],
+    ["canary", "start", "--share", HOSTILE],
     ["alerts", "--limit", HOSTILE],
     ["similar", "018f-00000007"],
     ["similar", HOSTILE, "--why"],

@@ -4,15 +4,66 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy.daemon.alert_rules import LEAST_BUCKETS, Drift, Judged, SuccessRate, Volume, wilson
+from tests.build import BREACH, PACK
+from thor_policy.core.canary import Breach, Terms
+from thor_policy.core.status import ArmStatus, CanaryStatus
+from thor_policy.daemon.alert_rules import (
+    LEAST_BUCKETS,
+    Drift,
+    Judged,
+    SuccessRate,
+    Volume,
+    canary,
+    wilson,
+)
 from thor_policy.suites import intervals
 
 S = 10**9
+
+
+class TestCanary:
+    @pytest.mark.parametrize(
+        ("state", "happens"),
+        [
+            ("running", []),
+            ("stopped", []),
+            ("promoted", []),
+            ("rolled_back", ["raised"]),
+            ("failed", ["raised"]),
+        ],
+    )
+    def test_an_alert_is_raised_where_nobody_ended_the_canary(self, state: str, happens: list[str]) -> None:
+        assert switched([canary(newest(state))]) == happens
+
+    def test_the_next_canary_clears_it_and_the_figures_are_those_of_the_roll_back(self) -> None:
+        over = canary(newest("rolled_back", BREACH))
+        assert (over.value, over.low, over.high, over.sample) == (0.1, 0.05, 0.2, 50)
+        assert switched([over, over, canary(newest("running"))]) == ["raised", "cleared"]
+
+
+def newest(state: Any, breach: Breach | None = None) -> CanaryStatus:
+    none = ArmStatus(decisions=0, looser=0, failed=0, unanswered=0, results=0, hits=0, mean_ms=None)
+    return CanaryStatus(
+        id="c",
+        state=state,
+        share=0.1,
+        pack=PACK,
+        model=None,
+        adapter=None,
+        started="",
+        ended=None,
+        terms=Terms(),
+        canary=none,
+        control=none,
+        breach=breach,
+        reason=None,
+    )
 
 
 def switched(judgements: Sequence[Judged]) -> list[str]:

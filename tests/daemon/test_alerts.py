@@ -272,7 +272,7 @@ def test_a_daemon_raises_an_alert_and_status_metrics_and_the_command_show_it(
         assert (alert.kind, alert.of, alert.name) == ("success_rate", "agent", None)
         samples = client.metrics()["thorpolicy_alerts_raised"]["samples"]
         kinds: Json = {sample["labels"]["kind"]: sample["value"] for sample in samples}
-        assert kinds == {"success_rate": 1, "volume": 0, "drift": 0, "shipping": 0}
+        assert kinds == {"success_rate": 1, "volume": 0, "drift": 0, "shipping": 0, "canary": 0}
         monkeypatch.setenv("THOR_POLICY_ENDPOINT", watching.endpoint)
         assert "success_rate of agent: 0 (0 to" in CliRunner().invoke(cli, ["status"]).stdout
     shown = CliRunner().invoke(cli, ["alerts", "--raised", "--state-dir", str(watching.state_dir)])

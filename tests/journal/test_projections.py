@@ -17,7 +17,9 @@ from msgspec.structs import replace
 
 from tests.build import (
     ASKED,
+    BREACH,
     CALLER,
+    CANARY,
     ENRICHED,
     EXPLAINED,
     MODEL,
@@ -28,10 +30,12 @@ from tests.build import (
     about,
     by_model,
     by_rule,
+    canary_events,
     decision_row,
     erasing,
     fallback,
     note,
+    on_trial,
     one_of_each,
     record,
     redecided,
@@ -54,9 +58,10 @@ from thor_policy.core.decisions import (
     Scored,
     Tier,
     Timings,
+    Trial,
 )
 from thor_policy.core.requests import Action, Annotations, Caller, Entity, Evaluation, Json, Risk
-from thor_policy.journal import events, projections, schema
+from thor_policy.journal import canary_queries, events, projections, schema
 from thor_policy.journal.events import Event
 from thor_policy.journal.maintenance.erase import erase
 from thor_policy.journal.projections import AT, DECISION_COLUMNS, GROUP_OF, GROUPS, TABLES
@@ -216,6 +221,9 @@ def test_the_row_of_a_decision_by_the_model(path: Path) -> None:
         "status_seq": None,
         "approval_task": None,
         "lifted": None,
+        "canary": None,
+        "canary_arm": None,
+        "canary_note": None,
     }
 
 
@@ -1065,6 +1073,8 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
         events.alert_event(
             "alert-1", kind="volume", state="raised", of=None, name=None, figures={"value": 9.5}, at=NOON
         ),
+        *canary_events(),
+        events.decision_event(on_trial()),
         checkpoints=signing(path),
     )
     denied, _ = lift(path)
@@ -1074,6 +1084,32 @@ def test_the_rows_of_each_kind_of_event_follow_from_the_stored_bytes(path: Path)
     for table, expected in computed(path).items():
         assert {stored[0]: stored for stored in rows(path, f"SELECT * FROM {table}")} == expected
         assert expected or table == "archives", f"nothing of the table {table} was tried"
+
+
+def test_the_rows_of_a_canary_have_its_terms_its_share_and_the_figures_that_ended_it(path: Path) -> None:
+    decision = on_trial()
+    record(path, *canary_events(), decision)
+    with Reader(path) as reader, reader.snapshot() as connection:
+        known = canary_queries.newest(connection)
+    assert known is not None
+    assert known.canary == replace(CANARY, share=0.5)
+    assert (known.seq, known.cause, known.breach, known.reason) == (1, "rolled_back", BREACH, None)
+    assert rows(path, "SELECT state, share, by_uid FROM canaries ORDER BY seq") == [
+        ("started", 0.25, 1000),
+        ("resized", 0.5, 1000),
+        ("ended", None, None),
+    ]
+    row = decision_row(path, decision.id)
+    assert (row["canary"], row["canary_arm"], row["canary_note"]) == ("canary-1", "canary", "looser")
+
+
+def test_the_body_of_a_decision_on_trial_quotes_nothing_of_the_request(path: Path) -> None:
+    """The floor of the active pack is recorded without its facts, as that of the candidate is."""
+    bound = Floor(outcome="deny", final=True, facts={"who": "alice"}, errors={"fact:x": "alice"})
+    record(path, on_trial(trial=Trial(id="c", arm="canary", own="allow", bound=bound)))
+    ((body,),) = rows(path, "SELECT body FROM events")
+    assert "alice" not in body
+    assert '"bound":{"outcome":"deny","final":true}' in body
 
 
 def test_the_row_of_a_promotion_has_pack_report_key_and_user(path: Path) -> None:

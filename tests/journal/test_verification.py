@@ -29,8 +29,10 @@ from tests.build import (
     about,
     by_model,
     by_rule,
+    canary_events,
     erasing,
     note,
+    on_trial,
     one_of_each,
     record,
     redecided,
@@ -55,7 +57,7 @@ from thor_policy.journal.verification.verify import Verdict, verify, verify_slow
 from thor_policy.journal.writer import Journal
 
 #: Events of the original journal: all kinds, an erasure, a replacement, and four checkpoints among them.
-EVENTS = 74
+EVENTS = 78
 #: Every table of a journal.
 STORED = ("events", "private", "erasures", *TABLES)
 
@@ -110,7 +112,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figures = {"value": 0.1, "low": 0.0, "high": 0.2, "sample": 50, "threshold": 0.5}
     named = {"kind": "success_rate", "state": "raised", "of": "agent", "name": "trader"}
     alert = events.alert_event("alert-1", **named, figures=figures, at=NOON)  # type: ignore[arg-type]
-    more = [held, supplied, ended, doubted, enriched, alert]
+    more = [held, supplied, ended, doubted, enriched, alert, *canary_events(), on_trial()]
     record(path, *last_words, by_rule(), drifted, *judged, given, *more, checkpoints=rule)
     verdict = verify(path)
     assert (verdict.events, verdict.problem, verdict.complete, verdict.checkpoint_seq) == (

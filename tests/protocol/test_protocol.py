@@ -1184,7 +1184,7 @@ def test_a_control_task_is_decoded_as_it_was_encoded(control: records.Control) -
         (
             {"task": "swap"},
             "bad_request",
-            "record.task: must be one of load, activate, shadow, unload, reload, adapter",
+            "record.task: must be one of load, activate, shadow, unload, reload, adapter, canary",
         ),
         ({"task": "load"}, "bad_request", "record.pack: is missing; the task load needs it"),
         ({"task": "unload", "pack": ""}, "bad_request", "record.pack: must not be empty"),

@@ -22,7 +22,7 @@ from thor_policy.cli.log_lines import LogHandler
 from thor_policy.cli.options import READ_SETTINGS, as_json, configured, read_question
 from thor_policy.config import Config
 from thor_policy.core.requests import Enrich, Json
-from thor_policy.core.status import AlertsStatus, EnrichmentStatus, ShippingStatus
+from thor_policy.core.status import AlertsStatus, CanaryStatus, EnrichmentStatus, ShippingStatus
 from thor_policy.telemetry import logs
 from thor_policy.telemetry.watchdog import Supervisor
 
@@ -167,6 +167,7 @@ def status(config: Config, as_json: bool) -> None:
             "enrichment": _enrichment(state.enrichment),
             "alerts": _alerts(state.alerts),
             "shipping": _shipping(state.shipping),
+            "canary": _canary(state.canary),
         },
         title="daemon",
     )
@@ -247,6 +248,16 @@ def _shipping(sinks: Sequence[ShippingStatus]) -> str | None:
         )
         or None
     )
+
+
+def _canary(newest: CanaryStatus | None) -> str | None:
+    """The newest canary; `thorpolicy canary status` has its figures."""
+    if newest is None:
+        return None
+    state = newest.state.replace("_", " ")
+    why = f" ({newest.breach.condition})" if newest.breach else f": {newest.reason}" if newest.reason else ""
+    decisions = f"{newest.canary.decisions:,} decisions beside {newest.control.decisions:,}"
+    return f"{newest.pack.name} {newest.pack.version}, share {newest.share:g}, {state}{why}; {decisions}"
 
 
 def _alerts(status: AlertsStatus | None) -> str | None:

@@ -32,6 +32,10 @@ COMMANDS = {
     "ask": ("daemon", "Ask a running daemon one question."),
     "status": ("daemon", "Show the state of a running daemon: packs, model, threads, journal, counters."),
     "alerts": ("alerts", "List alerts of success rates, volume and drift, newest first."),
+    "canary": (
+        "canary",
+        "Let a candidate decide for a share of the callers; one that is looser is rolled back by itself.",
+    ),
     "metrics": (
         "daemon",
         "Show what a running daemon measures: times, outcomes, confidence and every counter.",

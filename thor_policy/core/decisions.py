@@ -215,6 +215,25 @@ class Timings(Struct, frozen=True, kw_only=True):
     score_ms: float = 0.0
 
 
+#: What a decision of a canary's candidate is noted for: its rules asked for less than those of the active
+#: pack, or it gave no answer, so that the active pack decided.
+Note: TypeAlias = Literal["looser", "failed"]
+
+
+class Trial(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a decision records of a canary: its arm, and what the active pack's rules asked for.
+
+    `bound` is the floor of the active pack where it is stricter than that of the candidate; `own` is then the
+    outcome of the candidate's own floor.
+    """
+
+    id: str
+    arm: Literal["canary", "control"]
+    note: Note | None = None
+    own: str | None = None
+    bound: Floor | None = None
+
+
 class Decision(Struct, frozen=True, kw_only=True):
     """One answer, with everything needed to explain it and to derive it again.
 
@@ -226,6 +245,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     `precedents` what was beside the question.
     `offer` says which approvals can lift the outcome, `use` what an approval of the request did.
     `stepped_up`: allowed although the outcome is not the loosest, because the caller sees to its obligation.
+    `trial`: the canary that ran, and its arm.
     """
 
     id: str
@@ -259,6 +279,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     precedents: tuple[Precedent, ...] = ()
     precedents_note: str | None = None
     prior: dict[str, float] = {}
+    trial: Trial | None = None
 
     @property
     def judged(self) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from thor_policy.core.approvals import State
+from thor_policy.core.canary import Terms
 from thor_policy.core.decisions import ConfidenceLevel, Tier
 from thor_policy.core.graph import ActorType, EdgeType, NodeType, TraceStatus, WorkStatus
 from thor_policy.core.requests import Json, Risk, Urgency
@@ -437,17 +438,51 @@ class Maintenance(Struct, frozen=True, kw_only=True):
 Place: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
-class Control(Struct, frozen=True, kw_only=True):
-    """A change of packs or adapter.
+Scale: TypeAlias = Annotated[float, Meta(ge=0.01, le=10)]
 
-    It makes `pack` resident, activates it, makes it the shadow (`none`: no shadow), unloads it, reloads every
-    resident pack from its directory, or uses `adapter` at `scale` (`none`: no adapter).
+
+class Candidate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What may be put on trial: a pack, a model, an adapter at a scale (`none`: no adapter), or several.
+
+    What is left out is that of the active pack; another model has no adapter unless one is named.
     """
 
-    task: Literal["load", "activate", "shadow", "unload", "reload", "adapter"]
+    pack: Place | None = None
+    model: Place | None = None
+    adapter: Place | None = None
+    scale: Scale = 1.0
+
+
+#: Most candidates that one canary is chosen from.
+MAX_CANDIDATES = 16
+
+
+class CanaryChange(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A change of the canary: `start` one on these `terms`, give it another `share`, `stop` it, or `promote`
+    its candidate.
+
+    `choose`: of several candidates, that with the best record; it is refused if the record does not say.
+    """
+
+    change: Literal["start", "share", "stop", "promote"]
+    candidates: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+    choose: bool = False
+    share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    terms: Terms = Terms()
+
+
+class Control(Struct, frozen=True, kw_only=True):
+    """A change of packs, adapter or canary.
+
+    It makes `pack` resident, activates it, makes it the shadow (`none`: no shadow), unloads it, reloads every
+    resident pack from its directory, uses `adapter` at `scale` (`none`: no adapter), or changes the `canary`.
+    """
+
+    task: Literal["load", "activate", "shadow", "unload", "reload", "adapter", "canary"]
     pack: Place | None = None
     adapter: Place | None = None
-    scale: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+    scale: Scale = 1.0
+    canary: CanaryChange | None = None
 
 
 Record: TypeAlias = (

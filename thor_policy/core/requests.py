@@ -121,6 +121,13 @@ class Together(Struct, frozen=True):
     size: int
 
 
+class Member(Struct, frozen=True, kw_only=True, gc=False):
+    """The arm of a canary that a request belongs to: its candidate decides, or the active pack does."""
+
+    id: str
+    arm: Literal["canary", "control"]
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """An admitted question on its way to the engine thread.
 
@@ -130,7 +137,7 @@ class Request(Struct, frozen=True, kw_only=True):
     recorded with the decision. `sources` is what the sources of a pack said, and `judge` the sha256 of that
     pack: while it is loaded it decides, though another became active meanwhile. `together` is the
     batch. `precedents` are what the pack asked for, best first; `precedents_note` says what of them could not
-    be looked up.
+    be looked up. `member` is the arm of the canary that ran when the request was admitted.
     """
 
     ticket: int
@@ -149,6 +156,7 @@ class Request(Struct, frozen=True, kw_only=True):
     precedents: tuple[Precedent, ...] = ()
     precedents_note: str | None = None
     together: Together | None = None
+    member: Member | None = None
 
 
 _Time = Annotated[datetime, Meta(tz=True)]

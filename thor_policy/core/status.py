@@ -11,13 +11,15 @@ from typing import Literal
 
 from msgspec import Struct
 
+from thor_policy.core.canary import Breach, Terms
 from thor_policy.core.decisions import Adapter, PackInfo
 from thor_policy.core.engine import DeviceMemory
 
 #: What a daemon is doing: admitting requests, refusing them (`trouble` says why), or stopping.
 State = Literal["serving", "refusing", "stopping"]
-#: What a resident pack does: it decides; it repeats decisions for comparison; nothing unless it is named.
-PackRole = Literal["active", "shadow", "candidate"]
+#: What a resident pack does: it decides; it repeats decisions for comparison; it decides for the callers of
+#: a canary; nothing unless it is named.
+PackRole = Literal["active", "shadow", "canary", "candidate"]
 
 
 class ModelStatus(Struct, frozen=True, kw_only=True):
@@ -168,8 +170,8 @@ class EnrichmentStatus(Struct, frozen=True, kw_only=True):
 
 
 class AlertStatus(Struct, frozen=True, kw_only=True):
-    """An alert that is raised: `success_rate` of a model or an agent, `volume` of decisions, `drift`, or
-    `shipping` to a sink.
+    """An alert that is raised: `success_rate` of a model or an agent, `volume` of decisions, `drift`,
+    `shipping` to a sink, or a `canary` that was rolled back.
 
     The name of an agent is in the journal only. `value` is the newest figure and `low` to `high` its
     interval, or what is usual; they are None until it is judged again after a start.
@@ -190,6 +192,44 @@ class AlertsStatus(Struct, frozen=True, kw_only=True):
     raised: tuple[AlertStatus, ...]
     watched: int
     counters: dict[str, int]
+
+
+class ArmStatus(Struct, frozen=True, kw_only=True):
+    """An arm of a canary: its decisions, and how many of its `results` turned out well (`hits`).
+
+    `looser`: the candidate's rules asked for less than the active pack's. `failed`: the candidate gave no
+    answer. `unanswered`: nobody did. `compared`: the active pack was asked too, on idle time; of these the
+    candidate `loosened` some and `tightened` some. `mean_ms` is the geometric mean of the times that count.
+    """
+
+    decisions: int
+    looser: int
+    failed: int
+    unanswered: int
+    results: int
+    hits: int
+    mean_ms: float | None
+    compared: int = 0
+    loosened: int = 0
+    tightened: int = 0
+
+
+class CanaryStatus(Struct, frozen=True, kw_only=True):
+    """The newest canary. `state` is `running`, or how it ended; `breach` are the figures that ended it."""
+
+    id: str
+    state: Literal["running", "promoted", "stopped", "rolled_back", "failed"]
+    share: float
+    pack: PackInfo
+    model: str | None
+    adapter: str | None
+    started: str
+    ended: str | None
+    terms: Terms
+    canary: ArmStatus
+    control: ArmStatus
+    breach: Breach | None
+    reason: str | None
 
 
 class ShippingStatus(Struct, frozen=True, kw_only=True):
@@ -266,6 +306,7 @@ class PartsStatus(Struct, frozen=True, kw_only=True):
     enrichment: EnrichmentStatus | None = None
     alerts: AlertsStatus | None = None
     shipping: tuple[ShippingStatus, ...] = ()
+    canary: CanaryStatus | None = None
 
 
 class Status(PartsStatus, frozen=True, kw_only=True):

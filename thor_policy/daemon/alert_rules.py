@@ -1,5 +1,5 @@
 """When an alert is raised and cleared: a low success rate, a number of decisions out of the usual, drift,
-shipping that is behind.
+shipping that is behind, a canary that was rolled back.
 
 Owns the rules, without journal and clock. Invariant: each rule says both when its alert begins and when it
 ends, and between the two lies a gap, so that a figure at its limit does not raise it again and again. Small
@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 
 from msgspec import Struct
 
-from thor_policy.core.status import ShippingStatus
+from thor_policy.core.status import CanaryStatus, ShippingStatus
 
 #: Quantile of the normal distribution for an interval of 95 %.
 _Z = 1.959963984540054
@@ -42,16 +42,16 @@ class Judged(Struct, frozen=True, kw_only=True):
     threshold: float
 
 
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share (Wilson 1927); 0 to 1 for none of none.
+def wilson(hits: int, of: int, z: float = _Z) -> tuple[float, float]:
+    """The Wilson interval of a share (Wilson 1927), of 95 % or at another quantile; 0 to 1 for none of none.
 
     `suites.intervals` has the same from scipy, which takes a daemon too long to import.
     """
     if not of:
         return 0.0, 1.0
-    share, z2 = hits / of, _Z * _Z
+    share, z2 = hits / of, z * z
     centre, scale = share + z2 / (2 * of), 1 + z2 / of
-    half = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
+    half = z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
@@ -173,4 +173,18 @@ def shipping(sink: ShippingStatus, most_s: float) -> Judged:
         high=most_s,
         sample=sink.behind,
         threshold=most_s,
+    )
+
+
+def canary(newest: CanaryStatus) -> Judged:
+    """The newest canary, if it was rolled back or could not go on. The alert ends when another one starts."""
+    breach, over = newest.breach, newest.state in ("rolled_back", "failed")
+    return Judged(
+        begins=over,
+        ends=not over,
+        value=breach.value if breach else 0,
+        low=breach.low if breach else 0,
+        high=breach.high if breach else 0,
+        sample=breach.sample if breach else 0,
+        threshold=breach.threshold if breach else 0,
     )

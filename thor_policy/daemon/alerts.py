@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thor_policy.core.ids import new_id
-from thor_policy.core.status import AlertsStatus, AlertStatus, DriftStatus, ShippingStatus
-from thor_policy.daemon.alert_rules import Drift, Judged, SuccessRate, Volume, shipping
+from thor_policy.core.status import AlertsStatus, AlertStatus, CanaryStatus, DriftStatus, ShippingStatus
+from thor_policy.daemon.alert_rules import Drift, Judged, SuccessRate, Volume, canary, shipping
 from thor_policy.journal import alert_queries, events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -52,7 +52,7 @@ class Thresholds:
 
 
 class AlertWatch:
-    """Watches `journal`; `drift` and `sinks` give the status of drift and sinks, `record` takes the events.
+    """Watches `journal`; `drift`, `sinks` and `canary` give the status of drift, sinks and the newest canary.
 
     `busy` is true while requests wait. Times are monotonic nanoseconds; `wall` gives Unix time, which is only
     recorded.
@@ -65,13 +65,14 @@ class AlertWatch:
         *,
         drift: Callable[[], DriftStatus],
         sinks: Callable[[], tuple[ShippingStatus, ...]] = lambda: (),
+        canary: Callable[[], CanaryStatus | None] = lambda: None,
         wall: Callable[[], float],
         busy: Callable[[], bool] = lambda: False,
         now_ns: int,
     ) -> None:
         self._journal, self._thresholds = journal, thresholds
         self._drift_status, self._wall, self._busy = drift, wall, busy
-        self._shipping_status = sinks
+        self._shipping_status, self._canary_status = sinks, canary
         self._due_ns = now_ns
         self._postponed = 0
         self._drift = Drift()
@@ -180,6 +181,8 @@ class AlertWatch:
             ("drift", "", ""), self._drift.judge(drifted=drifted, answered=answered, golden=drift.golden)
         )
         self._judge_shipping()
+        if (newest := self._canary_status()) is not None:
+            self._hold(("canary", "", ""), canary(newest))
 
     def _judge_shipping(self) -> None:
         sinks = {("shipping", "sink", sink.sink): sink for sink in self._shipping_status()}

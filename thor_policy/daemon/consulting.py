@@ -157,6 +157,7 @@ class Consulting:
     def submit(self, request: Request, lane: Lane) -> None:
         """Consult the sources of an admitted request, then queue it for the rules; returns at once."""
         residents = self._residents()
+        request = residents.enrolled(request)
         if not any(resident.pack.manifest.sources for resident in residents):
             self._rules.submit(request, lane)
             return
@@ -260,11 +261,18 @@ class Consulting:
     # ------------------------------------------------------------ which sources
 
     def _runners_for(self, request: Request, pack: Pack, residents: Residents) -> list[_Runner]:
-        """The sources of a pack, as far as they describe a part of the request."""
+        """The sources of a pack, as far as they describe a part of the request.
+
+        Where the candidate of a canary decides, its sources are consulted too; of two with one name, which
+        are equal, that of the active pack.
+        """
         if self._table.residents is not residents:
             self._take_over(residents)
-        runners = self._table.of_pack[pack.info.sha256]
-        return [runner for runner in runners if runner.spec.describes(request.evaluation)]
+        runners = {runner.name: runner for runner in self._table.of_pack[pack.info.sha256]}
+        if (candidate := residents.on_trial(request)) is not None:
+            own = self._table.of_pack[candidate.pack.info.sha256]
+            runners = {runner.name: runner for runner in own} | runners
+        return [runner for runner in runners.values() if runner.spec.describes(request.evaluation)]
 
     def _take_over(self, residents: Residents) -> None:
         """Make runners for sources of packs that are new, and end those of packs that are gone."""

@@ -98,7 +98,7 @@ class MaintenanceQueue(Protocol):
 class PackChanges(Protocol):
     """The thread that changes packs (`daemon.pack_manager`); answers come through the mailbox."""
 
-    def submit(self, ticket: int, control: records.Control) -> None: ...
+    def submit(self, ticket: int, control: records.Control, caller: Caller) -> None: ...
 
     def reload(self) -> None:
         """Load again the packs that changed on disk; from a signal handler too."""
@@ -497,7 +497,7 @@ class Server:
             raise RequestError("unavailable", "op: this server cannot change packs")
         else:
             ticket = self._admission.job(answer, arrival, "journal", "engine")
-            self._pack_changes.submit(ticket, message.control)
+            self._pack_changes.submit(ticket, message.control, arrival.caller)
 
     def _report(self, ticket: int, done: JobDone) -> None:
         self._mailbox.put((ticket, done))

@@ -34,6 +34,7 @@ from thor_policy.core.results import Committed, EngineResult, Explained, JobDone
 from thor_policy.daemon.admission import Part
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
+from thor_policy.daemon.canary_watch import CanaryWatch
 from thor_policy.daemon.consulting import Consulting, Stated
 from thor_policy.daemon.contention import ALONE_UNCOMMITTED, Contention
 from thor_policy.daemon.drift import DriftSentinel
@@ -68,6 +69,7 @@ from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.tcp_listener import check_identity
 from thor_policy.daemon.vector_maker import VectorMaker
 from thor_policy.daemon.verifier import Verifier
+from thor_policy.engine.engines import Engines
 from thor_policy.journal import events
 from thor_policy.journal.reader import Reader
 from thor_policy.journal.writer import Journal
@@ -144,7 +146,7 @@ def open_service(
             try:
                 pack = loading_pack.result()
                 policy = Policy(
-                    engine,
+                    Engines(engine),
                     pack,
                     adapter=adapter,
                     max_explanations=config.max_explanations,
@@ -192,6 +194,12 @@ def open_service(
             policy, engine_thread, journal, on_outcome, uncommitted, record_together=journal.decided_together
         )
         pack = policy.residents.active.pack
+        canary_watch = CanaryWatch(
+            journal,
+            lambda canary_id, breach: pack_manager.roll_back(canary_id, breach),
+            lambda: policy.residents,
+            now_ns=time.monotonic_ns(),
+        )
         pack_manager = PackManager(
             config,
             engine_thread,
@@ -199,6 +207,8 @@ def open_service(
             journal,
             on_job_done,
             calibration_of=partial(calibration_of, config),
+            watch=canary_watch,
+            load_engine=load_engine,
         )
         # stopped after the engine thread, which cuts off what the pack manager waits for
         stack.callback(pack_manager.stop, config.shutdown_s)
@@ -218,6 +228,7 @@ def open_service(
         if (adapter := policy.residents.active.model.adapter) is not None:
             journal.append(events.adapter_activated(adapter, model.sha256, now))
         journal.append(events.pack_activated(pack.info, now))
+        pack_manager.resume_canary()
 
         def busy() -> bool:
             return rules_thread.waiting + engine_thread.waiting + journal.waiting > 0
@@ -257,6 +268,7 @@ def open_service(
             alert_thresholds(config),
             drift=drift.status,
             sinks=shipping.status,
+            canary=canary_watch.status,
             wall=time.time,
             busy=busy,
             now_ns=time.monotonic_ns(),
@@ -328,6 +340,7 @@ def open_service(
             enricher,
             alerts,
             shipping,
+            canary_watch,
         )
 
         def refusal(part: Part) -> RequestError | None:

@@ -20,6 +20,7 @@ from thor_policy.core.status import (
 )
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
+from thor_policy.daemon.canary_watch import CanaryWatch
 from thor_policy.daemon.consulting import Consulting
 from thor_policy.daemon.drift import DriftSentinel
 from thor_policy.daemon.engine_thread import EngineThread
@@ -58,6 +59,7 @@ class Parts:
     enricher: Enricher
     alerts: AlertWatch
     shipping: ShippingWatch
+    canary: CanaryWatch
 
     def status(self) -> PartsStatus:
         """What each part says now."""
@@ -94,6 +96,7 @@ class Parts:
             enrichment=self.enricher.status(),
             alerts=self.alerts.status(),
             shipping=self.shipping.status(),
+            canary=self.canary.status(),
         )
 
     def _model(self) -> ModelStatus:
@@ -168,6 +171,7 @@ class Parts:
                         **self.summaries.counters,
                         **self.shipping.counters,
                         **self.vectors.counters,
+                        **self.canary.counters,
                     }.items()
                 )
             ),

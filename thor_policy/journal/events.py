@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct, to_builtins
@@ -18,20 +18,24 @@ from msgspec.structs import replace
 
 from thor_policy.core import records
 from thor_policy.core.approvals import Person, State
+from thor_policy.core.canary import Breach, Canary, Cause
 from thor_policy.core.decisions import (
     Adapter,
     ConfidenceLevel,
     Decision,
     Explanation,
     Fault,
+    Floor,
     Governing,
     ModelInfo,
+    Note,
     Obligation,
     PackInfo,
     Source,
     Tier,
     Timings,
     Traits,
+    Trial,
     identity_of,
 )
 from thor_policy.core.enrichment import Enrichment, Trigger
@@ -173,6 +177,16 @@ class PrecedentBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     similarity: float | None = None
 
 
+class TrialBody(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The arm of a canary that a decision belongs to (`core.decisions.Trial`)."""
+
+    id: str
+    arm: Literal["canary", "control"]
+    note: Note | None = None
+    own: str | None = None
+    bound: FloorBody | None = None
+
+
 class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The fields of a `decision` event's body that the table `decisions` shows.
 
@@ -210,6 +224,7 @@ class DecisionColumns(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     stepped_up: bool = False
     precedents: tuple[PrecedentBody, ...] = ()
     precedents_note: str | None = None
+    trial: TrialBody | None = None
 
 
 class DecisionBody(DecisionColumns, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -352,15 +367,7 @@ def decision_event(
         action=evaluation.action.name,
         resource_type=evaluation.resource.type,
         caller=decision.caller,
-        floor=FloorBody(
-            outcome=floor.outcome,
-            final=floor.final,
-            rules=floor.rules,
-            clauses=floor.clauses,
-            because=floor.because,
-            also_because=floor.also_because,
-            classification=floor.classification,
-        ),
+        floor=_floor_body(floor),
         pack=decision.pack,
         timings=decision.timings,
         model=_name_of(model) if model else None,
@@ -391,6 +398,7 @@ def decision_event(
             for each in decision.precedents
         ),
         precedents_note=decision.precedents_note,
+        trial=None if decision.trial is None else _trial_body(decision.trial),
     )
     private = DecisionPrivate(
         evaluation=evaluation,
@@ -416,6 +424,28 @@ def decision_event(
         ticket=ticket,
         sender=decision.caller.who,
     )
+
+
+def _floor_body(floor: Floor) -> FloorBody:
+    return FloorBody(
+        outcome=floor.outcome,
+        final=floor.final,
+        rules=floor.rules,
+        clauses=floor.clauses,
+        because=floor.because,
+        also_because=floor.also_because,
+        classification=floor.classification,
+    )
+
+
+def _trial_body(trial: Trial) -> TrialBody:
+    bound = None if trial.bound is None else _floor_body(trial.bound)
+    return TrialBody(id=trial.id, arm=trial.arm, note=trial.note, own=trial.own, bound=bound)
+
+
+def trial_of(body: Json) -> Trial | None:
+    """What a recorded decision says of a canary, from the body of its event as it is read."""
+    return msgspec.convert(body.get("trial"), Trial | None)
 
 
 def _is_judgment_call(decision: Decision) -> bool:
@@ -918,6 +948,45 @@ def alert_event(
     if name is not None and private is None:
         body["name"] = name
     return Event(kind="alert", subject_id=id, at=at, body=body, private=private)
+
+
+def canary_started(canary: Canary, at: float, *, by: Caller, choice: Sequence[dict[str, Json]] = ()) -> Event:
+    """From this event on, the candidate of the canary decides for its share of the callers.
+
+    `choice` has the record of each candidate that it was chosen from.
+    """
+    body: dict[str, Json] = {"id": canary.id, "state": "started", "share": canary.share}
+    body |= {"spec": to_builtins(canary)} | ({"choice": list(choice)} if choice else {}) | _by(by)
+    return Event(kind="canary", subject_id=canary.id, at=at, body=body)
+
+
+def canary_resized(canary_id: str, share: float, at: float, *, by: Caller) -> Event:
+    """From this event on, the canary has this share of the callers."""
+    body: dict[str, Json] = {"id": canary_id, "state": "resized", "share": share}
+    return Event(kind="canary", subject_id=canary_id, at=at, body=body | _by(by))
+
+
+def canary_ended(
+    canary_id: str,
+    cause: Cause,
+    at: float,
+    *,
+    by: Caller | None = None,
+    breach: Breach | None = None,
+    reason: str | None = None,
+) -> Event:
+    """From this event on, the candidate decides nothing more; if it was promoted, it decides everything.
+
+    `breach` are the figures for which it was rolled back, `reason` why it failed.
+    """
+    body: dict[str, Json] = {"id": canary_id, "state": "ended", "cause": cause}
+    body |= {} if breach is None else to_builtins(breach)
+    body |= {} if reason is None else {"reason": reason}
+    return Event(kind="canary", subject_id=canary_id, at=at, body=body | (_by(by) if by else {}))
+
+
+def _by(caller: Caller) -> dict[str, Json]:
+    return {"by_uid": caller.uid} | ({} if caller.key is None else {"by_key": caller.key})
 
 
 def checkpoint_event(key: str, at: float) -> Event:

@@ -41,7 +41,7 @@ DECISION_COLUMNS = (
     "score_ms", "explain_ms", "latency_ms", "outcome_status", "outcome_value", "original_id",
     "temperature", "explained_seq", "reviewed_seq", "outcome_seq", "claimed", "timestamp_decision",
     "confidence_level", "urgency", "judgment_call", "required", "lacks", "trace_status", "status_seq",
-    "approval_task", "lifted",
+    "approval_task", "lifted", "canary", "canary_arm", "canary_note",
 )
 # fmt: on
 #: Index of each column of `decisions` in a row.
@@ -70,7 +70,7 @@ GROUP_OF = {
 JSON_COLUMNS = frozenset(
     {
         *("situation", "probabilities", "clauses", "tags", "metadata", "lost", "answer"),
-        *("required", "lacks", "names", "supplied", "spec", "roles", "groups", "parties", "why"),
+        *("required", "lacks", "names", "supplied", "spec", "roles", "groups", "parties", "why", "choice"),
     }
 )
 
@@ -164,6 +164,13 @@ _PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
     "alert": (
         "alerts",
         ("id", "state", "kind", "of", "name", "value", "low", "high", "sample", "threshold"),
+    ),
+    "canary": (
+        "canaries",
+        (
+            *("id", "state", "cause", "share", "spec", "choice", "condition", "value", "low", "high"),
+            *("level", "sample", "control_sample", "threshold", "reason", "by_uid"),
+        ),
     ),
     "checkpoint": ("checkpoints", ("key",)),
     "gap": ("gaps", ("reason", "lost")),
@@ -345,7 +352,12 @@ def _decision_row(seq: int, at: str, decision_id: str, body: DecisionColumns, pr
         None,
         use.task if (use := body.use) is not None and use.lifts is not None else None,
         use.lifts if use is not None else None,
+        *((trial.id, trial.arm, trial.note) if (trial := body.trial) is not None else _NO_TRIAL),
     )
+
+
+#: The columns of a decision that no canary concerns.
+_NO_TRIAL = (None, None, None)
 
 
 def _required(names: Sequence[str], *, has_data: bool = False) -> str | None:

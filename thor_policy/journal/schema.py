@@ -570,6 +570,20 @@ def _shipping(db: Database) -> None:
     )
 
 
+@migrations(name="0028_canaries")
+def _canaries(db: Database) -> None:
+    """Canaries: one row for each event; and the arm of each decision that was made while one ran."""
+    for column in ("canary", "canary_arm", "canary_note"):
+        db.execute(f"ALTER TABLE decisions ADD COLUMN {column} TEXT")
+    db.execute(
+        "CREATE TABLE canaries (seq INTEGER PRIMARY KEY, timestamp TEXT NOT NULL, id TEXT NOT NULL, "
+        "state TEXT NOT NULL, cause TEXT, share REAL, spec TEXT, choice TEXT, condition TEXT, value REAL, "
+        "low REAL, high REAL, level REAL, sample INTEGER, control_sample INTEGER, threshold REAL, "
+        "reason TEXT, by_uid INTEGER) STRICT"
+    )
+    db.execute("CREATE INDEX canaries_id ON canaries (id)")
+
+
 #: The conditions of partial indexes. A query must repeat them to use the index. The types of edges between
 #: nodes of work are in small letters, those of traces in capitals.
 OF_WORK = "type >= 'a'"

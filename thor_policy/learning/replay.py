@@ -183,7 +183,8 @@ class Replayer:
         policy.contextual = bool(body.get("prior"))
         code = body.get("reason_code")
         stopped = code if code in STOP_CODES else None
-        decision = policy.decide(request, stopped=stopped, use=use_of(event))
+        trial = events.trial_of(body)
+        decision = policy.decide(request, stopped=stopped, use=use_of(event), trial=trial)
         if decision.tier == "fallback" and body["tier"] != "fallback":
             raise _Refused(f"the model gave no answer now: {decision.reason_code}")
         again = events.decision_event(decision)

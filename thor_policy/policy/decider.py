@@ -1,8 +1,9 @@
 """How a request becomes a decision: the rules, then the model, then what `tightening` makes of both.
 
 Owns the decision semantics. Invariant: the outcome is never looser than the floor that the rules and a valid
-approval leave; every failure ends in the strictest outcome with a reason code; one `Resident` makes the whole
-decision, which carries the digests of that resident. Deciding has two parts: `assess` runs the rules, on any
+approval leave, nor, for the candidate of a canary, than the floor of the active pack; every failure ends in
+the strictest outcome with a reason code; one `Resident` makes the whole decision, which carries the digests
+of that resident. Deciding has two parts: `assess` runs the rules, on any
 thread, and `judge` asks the model where they leave the answer to it. Engine thread, except where a docstring
 says "any thread". It reads only the monotonic clock, for timings and deadlines.
 """
@@ -13,7 +14,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -24,9 +25,11 @@ from thor_policy.core.decisions import (
     Explanation,
     Floor,
     ModelInfo,
+    Note,
     Scored,
     Tier,
     Timings,
+    Trial,
     level_of,
 )
 from thor_policy.core.engine import Engine, LoadedPrefix, PromptPrefix, Steps, WrittenExplanation, all_steps
@@ -39,6 +42,7 @@ from thor_policy.core.results import Explained, Unexplained
 from thor_policy.policy import reasons
 from thor_policy.policy.budget import Budget, RulesStopped, StopCode
 from thor_policy.policy.calibration import contextual, mean, scaled
+from thor_policy.policy.canary import bounded, is_looser
 from thor_policy.policy.lifting import Approvals
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Resident, Residents
@@ -53,6 +57,9 @@ log = logging.getLogger(__name__)
 EXPLAIN_LATER_S = 120
 #: The note of a decision whose question had no room for the lines of its precedents.
 NOT_SHOWN = "the model was not shown them: the question has no room for their lines"
+#: Reason codes of decisions of a canary: the active pack's rules asked for more than the candidate's, or the
+#: candidate gave no answer and the active pack decided.
+ACTIVE_FLOOR, CANARY_FAILED = "active_floor", "canary_failed"
 #: The evaluation of the warm-up, before the first request is served.
 _WARM_UP = Evaluation(
     subject=Entity(type="service", id="thor-policy"),
@@ -66,7 +73,7 @@ class Assessment:
     """What the rules make of a request: the floor, and the resident pack that it comes from.
 
     `stopped`: why the rules were stopped. `final`: the model is not asked. `use`: what an approval did for a
-    request of the past. Times are monotonic nanoseconds.
+    request of the past. `trial`: its arm of a canary. Times are monotonic nanoseconds.
     """
 
     request: Request
@@ -77,10 +84,24 @@ class Assessment:
     started_ns: int
     done_ns: int
     use: Use | None = None
+    trial: Trial | None = None
 
     @property
     def final(self) -> bool:
         return self.floor.final
+
+    @property
+    def by_candidate(self) -> bool:
+        """True if the candidate of a canary decides."""
+        return self.trial is not None and self.trial.arm == "canary" and self.trial.note != "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """An engine beside that of a policy, which passes it what has a key that begins with `mark`."""
+
+    engine: Engine
+    mark: str
 
 
 class Policy:
@@ -133,7 +154,8 @@ class Policy:
         #: requests without the members that the pack requires. Doubts: decisions in which the model's label
         #: was stricter than the floor and did not count. Reasons replaced: explanations of the model that
         #: did not hold. Rules stopped: decisions whose rules met their budget or the deadline. Source failed:
-        #: decisions for which a required source gave no answer.
+        #: decisions for which a required source gave no answer. Canary failed: decisions of the active pack
+        #: because the candidate of a canary gave no answer.
         self.counters = Counter(
             shadows_dropped=0,
             shadows_failed=0,
@@ -143,6 +165,7 @@ class Policy:
             fields_missing=0,
             doubts=0,
             reasons_replaced=0,
+            canary_failed=0,
         )
         #: How often each expression failed, by pack and id; bounded by the expressions of the packs.
         self.failed_expressions = Counter[tuple[str, str]]()
@@ -166,15 +189,17 @@ class Policy:
         self._run_warm_up(self.residents.active, at)
         self.warm_up_ms = (time.monotonic_ns() - started_ns) / 1e6
 
-    def loading(self, pack: Pack, adapter: Adapter | None, at: float) -> Steps[Resident]:
+    def loading(
+        self, pack: Pack, adapter: Adapter | None, at: float, beside: Beside | None = None
+    ) -> Steps[Resident]:
         """Make another pack resident, in bounded steps, and run the warm-up on it; it has no role yet.
 
-        Raises EngineError.
+        `beside` is another engine that judges it. Raises EngineError.
         """
         if pack.rules_only:
             yield
             return self._of_rules_alone(pack)
-        resident = yield from self._resident(pack, adapter)
+        resident = yield from self._resident(pack, adapter, beside)
         yield
         try:
             self._run_warm_up(resident, at)
@@ -183,10 +208,11 @@ class Policy:
             raise
         return resident
 
-    def _resident(self, pack: Pack, adapter: Adapter | None) -> Steps[Resident]:
+    def _resident(self, pack: Pack, adapter: Adapter | None, beside: Beside | None = None) -> Steps[Resident]:
         """Load a pack's prefix, and ask it the questions without content, one a step. Raises EngineError."""
-        loaded = yield from self.engine.loading(_prefix(pack, adapter), adapter)
-        resident = Resident(pack, self._model_with(adapter), loaded)
+        engine, mark = (self.engine, "") if beside is None else (beside.engine, beside.mark)
+        loaded = yield from engine.loading(_prefix(pack, adapter), adapter)
+        resident = Resident(pack, structs.replace(engine.model, adapter=adapter), loaded, mark)
         if not self.contextual or adapter is not None:
             return resident
         answers: list[dict[str, float]] = []
@@ -275,26 +301,41 @@ class Policy:
     # ------------------------------------------------------------ decisions
 
     def decide(
-        self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
+        self,
+        request: Request,
+        *,
+        stopped: StopCode | None = None,
+        use: Use | None = None,
+        trial: Trial | None = None,
     ) -> Decision:
         """Decide an admitted request: both parts of it, and their errors.
 
         For replays. `stopped`: decide it as a request whose rules were stopped for this reason. `use`: what
-        an approval did for it.
+        an approval did for it. `trial`: what was recorded of a canary, the floor of the other pack included.
         """
-        return self.judge(self.assess(request, stopped=stopped, use=use))
+        if trial is None:
+            return self.judge(self.assess(request, stopped=stopped, use=use))
+        resident = self._judge_of(request, self.residents)
+        return self._judge(self._assess(resident, request, stopped, use, trial), None)
 
     def assess(
         self, request: Request, *, stopped: StopCode | None = None, use: Use | None = None
     ) -> Assessment:
         """Run the rules on an admitted request. Any thread, but one at a time.
 
+        Where the candidate of a canary decides, the rules of the active pack are run too.
         Raises RequestError: `expired` if the deadline passed in the queue, `not_found` if the pack that it
         names is not loaded.
         """
         _check_deadline(request)
         residents = self.residents
-        return self._assess(self._judge_of(request, residents), request, stopped, use)
+        candidate, arm = residents.on_trial(request), residents.arm_of(request)
+        member = request.member if arm is not None else None
+        if member is not None and candidate is not None:
+            on_trial = Trial(id=member.id, arm="canary")
+            return self._assess(candidate, request, stopped, use, on_trial, against=residents.active)
+        trial = None if member is None else Trial(id=member.id, arm="control")
+        return self._assess(self._judge_of(request, residents), request, stopped, use, trial)
 
     def judge(self, assessment: Assessment) -> Decision:
         """Decide an assessed request; start its explanation if it asks for one and the model scored it.
@@ -306,19 +347,47 @@ class Policy:
         request = assessment.request
         if not assessment.final:
             _check_deadline(request)
-            if assessment.resident not in (*self.residents, *self._leaving):
+            if assessment.resident not in (*self.residents, *self._leaving) or self._is_over(assessment):
                 assessment = self.assess(request, use=assessment.use)
-        resident = assessment.resident
-        cache = self.cache if resident.pack.manifest.cache else None
-        decision = self._judge(assessment, cache, self._approvals)
-        scored = decision.scored
+        try:
+            decision = self._judge(
+                *(assessment, self._cache_of(assessment), self._approvals), hand_back=assessment.by_candidate
+            )
+        except (EngineError, RequestError) as error:
+            if not assessment.by_candidate or (isinstance(error, RequestError) and error.code == "expired"):
+                raise
+            assessment = self._without_candidate(assessment, error)
+            decision = self._judge(assessment, self._cache_of(assessment), self._approvals)
+        resident, scored = assessment.resident, decision.scored
         if scored and request.explain != "none" and len(self._explaining) < self._max_explanations:
             self._begin_explanation(resident, request, decision, scored)
-        if self.residents.shadow is not None and resident is self.residents.active:
+        residents = self.residents
+        # rules were compared already, and what the cache repeats is no further evidence
+        compares = assessment.by_candidate and decision.tier == "model"
+        if compares or (residents.shadow is not None and resident is residents.active):
             self._remember_for_shadow(request, decision)
         if self._on_judged is not None:
             self._on_judged(request, resident, decision)
         return decision
+
+    def _is_over(self, assessment: Assessment) -> bool:
+        """True if the candidate of a canary would decide that has ended since the rules were run."""
+        trial, running = assessment.trial, self.residents.trial
+        return assessment.by_candidate and (running is None or trial is None or trial.id != running.canary.id)
+
+    def _cache_of(self, assessment: Assessment) -> ScoreCache | None:
+        return self.cache if assessment.resident.pack.manifest.cache else None
+
+    def _without_candidate(self, assessment: Assessment, error: Exception) -> Assessment:
+        """The request as the active pack sees it, because the candidate of the canary gave no answer."""
+        request, trial = assessment.request, assessment.trial
+        self.counters["canary_failed"] += 1
+        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+            extra = logs.fields(decision_id=assessment.decision_id, unlogged=unlogged or None)
+            message = "the canary %s gave no answer, so the active pack decides: %s"
+            log.warning(message, assessment.resident, logs.Hidden(str(error)), extra=extra)
+        failed = None if trial is None else Trial(id=trial.id, arm="canary", note="failed")
+        return self._assess(self.residents.active, request, use=assessment.use, trial=failed)
 
     def _judge_of(self, request: Request, residents: Residents) -> Resident:
         """The pack that a request names, or whose sources were consulted for it; otherwise the active one."""
@@ -346,25 +415,52 @@ class Policy:
         request: Request,
         stopped: StopCode | None = None,
         use: Use | None = None,
+        trial: Trial | None = None,
+        *,
+        against: Resident | None = None,
     ) -> Assessment:
-        started_ns, book = time.monotonic_ns(), resident.pack.book
-        budget_ms = self._rule_budget_ms
+        """The floor of a pack, no looser than that of the pack `against` or of a recorded trial."""
+        started_ns, decision_id = time.monotonic_ns(), new_id()
+        floor, stopped = self._floor_of(resident, request, stopped)
+        done_ns = time.monotonic_ns()
+        bound = trial.bound if trial is not None else None
+        if against is not None:  # behind the candidate's own, whose time is compared with that of others
+            bound, _ = self._floor_of(against, request)
+            if bound.errors:
+                self._count_errors(against.pack, bound.errors, decision_id, done_ns)
+        if trial is not None and bound is not None:
+            floor, trial = _on_trial(floor, bound, trial, resident.pack.labels)
+        return Assessment(
+            request, resident, decision_id, floor, stopped, started_ns, done_ns, use=use, trial=trial
+        )
+
+    def _floor_of(
+        self, resident: Resident, request: Request, stopped: StopCode | None = None
+    ) -> tuple[Floor, StopCode | None]:
+        """The floor of a pack's rules, and why they were stopped."""
+        book, budget_ms = resident.pack.book, self._rule_budget_ms
         limit = None if budget_ms is None else Budget(budget_ms, request.deadline_ns)
         try:
             if stopped:
                 raise RulesStopped(stopped)
-            floor = book.apply(
-                request.evaluation, request.received_at, limit, request.sources, request.precedents
+            return (
+                book.apply(
+                    request.evaluation, request.received_at, limit, request.sources, request.precedents
+                ),
+                None,
             )
         except RulesStopped as stop:
-            stopped, floor = stop.code, book.stopped(stop.code)
-        return Assessment(
-            request, resident, new_id(), floor, stopped, started_ns, done_ns=time.monotonic_ns(), use=use
-        )
+            return book.stopped(stop.code), stop.code
 
     def _judge(
-        self, assessment: Assessment, cache: ScoreCache | None, approvals: Approvals | None = None
+        self,
+        assessment: Assessment,
+        cache: ScoreCache | None,
+        approvals: Approvals | None = None,
+        *,
+        hand_back: bool = False,
     ) -> Decision:
+        """The decision; with `hand_back` it raises EngineError where the model gives no answer."""
         request, resident, floor = assessment.request, assessment.resident, assessment.floor
         pack, decision_id, started_ns = resident.pack, assessment.decision_id, time.monotonic_ns()
         scored: Scored | None = None
@@ -389,6 +485,8 @@ class Policy:
             except DeadlineExceeded:
                 tier, outcome, reason_code = "fallback", pack.strictest, "deadline_exceeded"
             except EngineError as error:
+                if hand_back:
+                    raise
                 tier, outcome, reason_code = "fallback", pack.strictest, "engine_failed"
                 if (unlogged := self._limit.admit(started_ns)) is not None:
                     extra = logs.fields(decision_id=decision_id, unlogged=unlogged or None)
@@ -442,6 +540,7 @@ class Policy:
             use=lifted.use,
             stepped_up=lifted.stepped_up,
             prior=prior if scored else {},
+            trial=assessment.trial,
         )
 
     def _reason_code(self, assessment: Assessment) -> str | None:
@@ -463,7 +562,9 @@ class Policy:
             if floor.errors:
                 self._count_errors(pack, floor.errors, assessment.decision_id, assessment.done_ns)
                 return "rule_error"
-            return None
+            if (trial := assessment.trial) is not None and trial.note == "failed":
+                return CANARY_FAILED
+            return ACTIVE_FLOOR if trial is not None and trial.bound is not None else None
 
     def failures_of(self, pack_name: str) -> dict[str, int]:
         """How often each expression of the packs of this name failed. Any thread."""
@@ -491,10 +592,14 @@ class Policy:
     def decide_shadow(self) -> tuple[Decision, Decision] | None:
         """Decide the oldest waiting request by the shadow pack: the decision served, and the shadow's.
 
-        None if that is impossible: the shadow pack was unloaded, or the request is too long for it.
+        One that the candidate of a canary decided is decided by the active pack. None if that is impossible:
+        the shadow pack was unloaded, the canary ended, or the request is too long.
         """
         request, served = self._awaiting_shadow.popleft()
-        resident = self.residents.shadow
+        residents = self.residents
+        resident = residents.shadow
+        if served.trial is not None and served.trial.arm == "canary":
+            resident = residents.active if residents.on_trial(request) is not None else None
         if resident is None:
             with self._counting:
                 self.counters["shadows_dropped"] += 1
@@ -584,6 +689,15 @@ class Policy:
         explanation = reasons.explanation(pack, decision, written)
         self.counters["reasons_replaced"] += explanation.source == "replaced"
         return Explained(written.ticket, decision.id, explanation, decision.caller.who)
+
+
+def _on_trial(own: Floor, bound: Floor, trial: Trial, labels: Sequence[str]) -> tuple[Floor, Trial]:
+    """The floor of a candidate's decision, and what is recorded of its bound."""
+    note: Note | None = "looser" if is_looser(own, bound, labels) else None
+    floor = bounded(own, bound, labels)
+    if floor is own:  # the bound asks for no more
+        return own, structs.replace(trial, note=note, bound=None)
+    return floor, structs.replace(trial, note=note, own=own.outcome, bound=bound)
 
 
 def _check_deadline(request: Request) -> None:

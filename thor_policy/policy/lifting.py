@@ -101,6 +101,8 @@ class Lifting:
             label: Liftable(spec, by_default if spec.binds is None else spec.binds)
             for label, spec in lifted_by.items()
         }
+        #: The paths that an approval of each outcome binds, by outcome.
+        self.bound_paths = {label: liftable.binds for label, liftable in self._liftable.items()}
         self._step_ups = {
             label: frozenset({obligation.id, obligation.type})
             for label, obligations in step_ups.items()

@@ -10,11 +10,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from msgspec import structs
+
+from thor_policy.core.canary import Canary
 from thor_policy.core.decisions import Adapter, Floor, ModelInfo, PackInfo, Rendering, resident_key
 from thor_policy.core.engine import LoadedPrefix
 from thor_policy.core.errors import RequestError
 from thor_policy.core.precedents import Precedent
-from thor_policy.core.requests import Evaluation
+from thor_policy.core.requests import Evaluation, Request
 from thor_policy.core.status import PackRole, PackStatus
 from thor_policy.policy.pack import Pack
 
@@ -32,18 +35,20 @@ def is_named(pack: PackInfo | PackStatus, name: str) -> bool:
 class Resident:
     """A pack whose prompt prefix is loaded, and the model (with its adapter) that it is loaded for.
 
-    `key` is the engine's key of the prefix. `prior` has the mean label probabilities of questions without
-    content; it is empty where they were not asked.
+    `key` is the engine's key of the prefix; `mark` begins it, where it is on another engine than the others.
+    `prior` has the mean label probabilities of questions without content; it is empty where they were not
+    asked.
     """
 
     pack: Pack
     model: ModelInfo
     loaded: LoadedPrefix
+    mark: str = ""
     prior: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
-        return resident_key(self.pack.info.sha256, self.model.adapter)
+        return self.mark + resident_key(self.pack.info.sha256, self.model.adapter)
 
     @property
     def rendering(self) -> Rendering:
@@ -70,6 +75,14 @@ class Resident:
         return f"{info.name}@{info.version} ({info.sha256[:DIGEST_CHARS]})"
 
 
+@dataclass(frozen=True, eq=False)
+class OnTrial:
+    """The canary that runs, and its candidate."""
+
+    canary: Canary
+    resident: Resident
+
+
 @dataclass(frozen=True)
 class Residents:
     """The resident packs and the role of each. Frozen: a change makes another table."""
@@ -77,12 +90,15 @@ class Residents:
     active: Resident
     shadow: Resident | None = None
     candidates: tuple[Resident, ...] = ()
+    trial: OnTrial | None = None
 
     def __iter__(self) -> Iterator[Resident]:
         """All resident packs, the active one first."""
         yield self.active
         if self.shadow is not None:
             yield self.shadow
+        if self.trial is not None:
+            yield self.trial.resident
         yield from self.candidates
 
     def __len__(self) -> int:
@@ -90,6 +106,8 @@ class Residents:
 
     def role_of(self, resident: Resident) -> PackRole:
         """The role of a pack of this table."""
+        if self.trial is not None and resident is self.trial.resident:
+            return "canary"
         return "active" if resident is self.active else "shadow" if resident is self.shadow else "candidate"
 
     def adapter_for(self, pack: Pack) -> Adapter | None:
@@ -116,6 +134,24 @@ class Residents:
                 "bad_request", f"pack: {name[:64]!r} may be {' or '.join(map(str, matches))}; give its digest"
             )
         return matches[0]
+
+    def enrolled(self, request: Request) -> Request:
+        """The request with its arm of the canary that runs. One that names a pack, or is a test, has none."""
+        of_test = request.annotations.scenario_id is not None and not request.annotations.claimed
+        if self.trial is None or request.pack is not None or of_test:
+            return request
+        return structs.replace(request, member=self.trial.canary.member(request.caller))
+
+    def on_trial(self, request: Request) -> Resident | None:
+        """The candidate, if it decides this request; None: another pack does."""
+        return self.trial.resident if self.trial is not None and self.arm_of(request) == "canary" else None
+
+    def arm_of(self, request: Request) -> str | None:
+        """The arm of a request, if its canary still runs."""
+        member, trial = request.member, self.trial
+        return (
+            member.arm if member is not None and trial is not None and member.id == trial.canary.id else None
+        )
 
     def permitted(self, name: str, listed: Collection[str] | None) -> Resident:
         """The pack that a request names, if it is active or `listed` (None: any). Raises RequestError."""
@@ -152,17 +188,17 @@ class Residents:
         return replace(self, candidates=(*self.candidates, resident))
 
     def without(self, resident: Resident) -> Residents:
-        """This table without a pack, which must not be the active one."""
+        """This table without a pack, which must be neither the active one nor on trial."""
         shadow = None if resident is self.shadow else self.shadow
         others = tuple(candidate for candidate in self.candidates if candidate is not resident)
-        return Residents(self.active, shadow, others)
+        return replace(self, shadow=shadow, candidates=others)
 
     def with_active(self, resident: Resident) -> Residents:
         """This table with another of its packs active; the pack that was active becomes a candidate."""
         if resident is self.active:
             return self
         rest = self.without(resident)
-        return Residents(resident, rest.shadow, (*rest.candidates, self.active))
+        return replace(rest, active=resident, candidates=(*rest.candidates, self.active))
 
     def with_shadow(self, resident: Resident | None) -> Residents:
         """This table with another shadow, or none; the former shadow becomes a candidate.
@@ -173,12 +209,32 @@ class Residents:
             return self
         rest = self if resident is None else self.without(resident)
         former = () if self.shadow is None else (self.shadow,)
-        return Residents(self.active, resident, (*rest.candidates, *former))
+        return replace(rest, shadow=resident, candidates=(*rest.candidates, *former))
+
+    def with_trial(self, trial: OnTrial | None) -> Residents:
+        """This table with this canary, or without one; the candidate of an earlier one is gone.
+
+        The candidate may be among the candidates of this table, and is then taken from them.
+        """
+        rest = self if trial is None else self.without(trial.resident)
+        return replace(rest, trial=trial)
+
+    def with_trial_active(self) -> Residents:
+        """This table with the pack on trial active; the pack that was active becomes a candidate.
+
+        Where both are one pack under two adapters, the one that was active is gone.
+        """
+        if self.trial is None:
+            return self
+        new = self.trial.resident
+        kept = () if new.pack.info == self.active.pack.info else (self.active,)
+        return replace(self, active=new, candidates=(*self.candidates, *kept), trial=None)
 
     def with_replaced(self, old: Resident, new: Resident) -> Residents:
         """This table with `new` in the role of `old`."""
-        return Residents(
-            new if old is self.active else self.active,
-            new if old is self.shadow else self.shadow,
-            tuple(new if candidate is old else candidate for candidate in self.candidates),
+        return replace(
+            self,
+            active=new if old is self.active else self.active,
+            shadow=new if old is self.shadow else self.shadow,
+            candidates=tuple(new if candidate is old else candidate for candidate in self.candidates),
         )

@@ -75,6 +75,8 @@ def decision_item(
         context["original_decision_id"] = decision.original
     if decision.reason_code is not None:
         context["reason_code"] = decision.reason_code
+    if decision.trial is not None and decision.trial.arm == "canary":
+        context["canary"] = decision.trial.id
     if decision.offer is not None:
         context["access_request"] = access_request(decision, decision.offer)
     if decision.use is not None:

@@ -433,12 +433,31 @@ def _decode_push(envelope: _Envelope) -> Push:
 
 def _decode_control(envelope: _Envelope) -> records.Control:
     control: records.Control = _convert(_record_member(envelope), records.Control, "record")
-    needed = {"adapter": "adapter"}.get(control.task, "pack")
+    needed = {"adapter": "adapter", "canary": "canary"}.get(control.task, "pack")
     if control.task != "reload" and getattr(control, needed) is None:
         raise RequestError("bad_request", f"record.{needed}: is missing; the task {control.task} needs it")
     for field in ("pack", "adapter"):
         _check_place(getattr(control, field) or "", f"record.{field}")
+    if control.canary is not None:
+        _check_canary(control.canary)
     return control
+
+
+def _check_canary(change: records.CanaryChange) -> None:
+    """Refuse a change of the canary that lacks what it needs. Raises RequestError."""
+    if change.change in ("start", "share") and change.share is None:
+        raise RequestError("bad_request", f"record.canary.share: is missing; {change.change} needs it")
+    if change.change == "start" and not change.candidates:
+        raise RequestError("bad_request", "record.canary.candidates: is empty; start needs a pack or adapter")
+    if change.change == "start" and len(change.candidates) > 1 and not change.choose:
+        raise RequestError(
+            "bad_request",
+            f"record.canary.candidates: has {len(change.candidates)}, and only one can be on trial: name "
+            "one, or choose by their record (`choose`)",
+        )
+    for number, candidate in enumerate(change.candidates):
+        for field in ("pack", "model", "adapter"):
+            _check_place(getattr(candidate, field) or "", f"record.canary.candidates[{number}].{field}")
 
 
 def _record_member(envelope: _Envelope) -> Json:

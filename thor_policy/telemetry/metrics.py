@@ -167,6 +167,11 @@ def _model_labels(status: Status) -> dict[str, Json]:
     }
 
 
+#: Figures of an arm of a canary.
+_CANARY_FIGURES = (
+    *("decisions", "looser", "failed", "unanswered", "results", "hits"),
+    *("compared", "loosened", "tightened"),
+)
 #: Info metrics (value 1): their labels identify build, model and pack.
 _INFOS: tuple[tuple[str, Callable[[Status], dict[str, Json]]], ...] = (
     ("build", lambda status: {"version": status.version}),
@@ -282,10 +287,11 @@ def _of_status(status: Status) -> Families:
     if status.alerts is not None:
         raised = GaugeMetricFamily("thorpolicy_alerts_raised", "Alerts that are raised.", labels=["kind"])
         kinds = Counter(alert.kind for alert in status.alerts.raised)
-        for kind in ("success_rate", "volume", "drift", "shipping"):
+        for kind in ("success_rate", "volume", "drift", "shipping", "canary"):
             raised.add_metric([kind], kinds[kind])
         yield raised
     yield from _of_shipping(status)
+    yield from _of_canary(status)
     yield GaugeMetricFamily(
         "thorpolicy_serving", "1 while requests are admitted.", value=float(status.state == "serving")
     )
@@ -334,6 +340,26 @@ def _of_shipping(status: Status) -> Families:
         seconds.add_metric([sink.sink], sink.behind_s)
         alarm.add_metric([sink.sink], float(sink.alarm is not None))
     yield from (behind, seconds, alarm)
+
+
+def _of_canary(status: Status) -> Families:
+    """The canary that runs: its share, and the figures of both arms. Without one its share is 0."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    newest = status.canary
+    running = newest is not None and newest.state == "running"
+    share = newest.share if newest is not None and running else 0.0
+    yield GaugeMetricFamily("thorpolicy_canary_share", "Share of callers on trial; 0: none.", value=share)
+    figures = GaugeMetricFamily(
+        "thorpolicy_canary_decisions",
+        "Decisions of the newest canary and its control, and what they are noted for.",
+        labels=["arm", "figure"],
+    )
+    if newest is not None:
+        for name, arm in (("canary", newest.canary), ("control", newest.control)):
+            for figure in _CANARY_FIGURES:
+                figures.add_metric([name, figure], getattr(arm, figure))
+    yield figures
 
 
 # ---------------------------------------------------------------- how they are read
