@@ -34,6 +34,7 @@ from thor_policy.core.ids import new_id
 from thor_policy.core.recall import DIMENSIONS, Filters, SimilarQuery
 from thor_policy.core.requests import Action, Caller, Entity, Evaluation
 from thor_policy.core.situations import situation_of
+from thor_policy.daemon.loading import load_embedder
 from thor_policy.engine.embedder import QUICK_FILE, MiniLM
 from thor_policy.journal import events
 from thor_policy.journal.batch import Placed, prepare
@@ -183,7 +184,7 @@ def shown(times: list[float]) -> dict[str, float]:
 
 
 def measure(path: Path, questions: list[Evaluation], vectors: Any) -> dict[str, Any]:
-    embedder = MiniLM(Config().models_dir, QUICK_FILE)
+    embedder = load_embedder(Config())
     with Reader(path) as reader:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.monotonic()

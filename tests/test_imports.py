@@ -112,7 +112,11 @@ def test_a_process_that_imported_every_module_ends_without_a_warning_of_an_open_
         "import importlib, pkgutil, sys, thor_policy\n"
         "for module in pkgutil.walk_packages(thor_policy.__path__, 'thor_policy.'):\n"
         "    if module.name.rpartition('.')[2] != '__main__':\n"
-        "        importlib.import_module(module.name)\n"
+        "        try:\n"
+        "            importlib.import_module(module.name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            if str(error.name).startswith('thor_policy'):\n"
+        "                raise  # others are of an extra that is not installed\n"
         "print('llama_cpp' in sys.modules)\n"
     )
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", script]

@@ -37,6 +37,15 @@ def minilm() -> MiniLM:
     return MiniLM(Config().models_dir)
 
 
+@pytest.mark.parametrize("file", [MODEL_FILE, QUICK_FILE])
+def test_two_threads_give_the_same_bits_as_one(file: str) -> None:
+    if why := missing(Config().models_dir, file):
+        pytest.skip(why)
+    alone, together = (MiniLM(Config().models_dir, file, threads=threads) for threads in (1, 2))
+    for sentence in SENTENCES:
+        assert alone.embed(sentence).tobytes() == together.embed(sentence).tobytes()
+
+
 def test_a_missing_file_of_the_embedder_is_reported_with_the_cure(tmp_path: Path) -> None:
     assert missing(tmp_path) == f"{MODEL_FILE} is not in {tmp_path}; run: ./scripts/export-embedder"
     (tmp_path / MODEL_FILE).touch()

@@ -47,8 +47,8 @@ OpenEmbedder = Callable[[Config], Embedder]
 
 
 def load_embedder(config: Config) -> Embedder:
-    """The quick sentence embedder. Raises CatalogError if it is missing."""
-    return MiniLM(config.models_dir, QUICK_FILE)
+    """The quick sentence embedder, on two threads: a decision waits for it. Raises CatalogError."""
+    return MiniLM(config.models_dir, QUICK_FILE, threads=2)
 
 
 def weights_of(config: Config) -> Weights:

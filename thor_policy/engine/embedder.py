@@ -1,9 +1,10 @@
-"""The sentence embedder: MiniLM on ONNX Runtime, on one CPU thread.
+"""The sentence embedder: MiniLM on ONNX Runtime, on one CPU thread or two.
 
 Owns the embedder's files and its tokens. Invariant: torch is never imported; ONNX Runtime and the tokenizer
 are imported only when an embedder is opened, so a daemon or a run without one does not load them. The vector
 of a text is the mean of its token vectors, scaled to unit length, as sentence-transformers computes it. A
-text is always embedded alone, in a batch of one with its own length, so its vector depends on nothing else.
+text is always embedded alone, in a batch of one with its own length, so its vector depends on nothing else,
+and two threads compute the same one in two thirds of the time.
 `embed` may be called by any thread, `similarities` by one.
 """
 
@@ -41,7 +42,7 @@ def missing(models_dir: Path, file: str = MODEL_FILE) -> str | None:
 class MiniLM:
     """The embedder with this file. Raises CatalogError if it is missing, or if a file cannot be used."""
 
-    def __init__(self, models_dir: Path, file: str = MODEL_FILE) -> None:
+    def __init__(self, models_dir: Path, file: str = MODEL_FILE, *, threads: int = 1) -> None:
         self.name = file.removesuffix(".onnx")
         if reason := missing(models_dir, file):
             raise CatalogError(f"the embedder is missing: {reason}")
@@ -50,7 +51,7 @@ class MiniLM:
         from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         self._numpy = numpy
         try:
             self._tokenizer = Tokenizer.from_file(str(models_dir / TOKENIZER_FILE))
