@@ -792,7 +792,12 @@ class Config:
 
     @property
     def socket_path(self) -> Path:
-        """File behind the ipc endpoint."""
+        """File behind the ipc endpoint of a daemon. Raises ConfigError for a tcp endpoint."""
+        if not self.endpoint.startswith("ipc://"):
+            raise ConfigError(
+                f"endpoint is {self.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for holders "
+                f"of a CURVE key, with --tcp-endpoint {self.endpoint}"
+            )
         return Path(self.endpoint.removeprefix("ipc://"))
 
     @property
@@ -808,7 +813,7 @@ class Config:
     @property
     def events_path(self) -> Path:
         """File behind the events endpoint."""
-        return Path(self.events_endpoint.removeprefix("ipc://"))
+        return Path(f"{self.socket_path}{EVENTS_SUFFIX}")
 
     @property
     def control_endpoint(self) -> str:
@@ -818,7 +823,7 @@ class Config:
     @property
     def control_path(self) -> Path:
         """File behind the control endpoint."""
-        return Path(self.control_endpoint.removeprefix("ipc://"))
+        return Path(f"{self.socket_path}{CONTROL_SUFFIX}")
 
     @property
     def journal_path(self) -> Path:

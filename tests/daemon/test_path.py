@@ -277,8 +277,13 @@ class TestFailedStart:
     ) -> None:
         state = ["--state-dir", str(config.state_dir), "--models-dir", str(tmp_path)]
         command = [sys.executable, *serve(config)[:3], *state, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        folder = tmp_path / "here"
+        folder.mkdir()
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=folder
+        )
         assert done.returncode == 2
+        assert list(folder.iterdir()) == []
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("thorpolicy: ")
         assert reason in last

@@ -34,11 +34,6 @@ def check_identity(config: Config) -> None:
     """
     Roles(config.roles)
     PacksFor(config.packs_for)
-    if not config.endpoint.startswith("ipc://"):
-        raise ConfigError(
-            f"endpoint is {config.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for holders "
-            f"of a CURVE key, with --tcp-endpoint {config.endpoint}"
-        )
     if config.tcp_endpoint:
         _server_key(config)
 
