@@ -795,8 +795,8 @@ class Config:
         """File behind the ipc endpoint of a daemon. Raises ConfigError for a tcp endpoint."""
         if not self.endpoint.startswith("ipc://"):
             raise ConfigError(
-                f"endpoint is {self.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for holders "
-                f"of a CURVE key, with --tcp-endpoint {self.endpoint}"
+                f"endpoint is {self.endpoint!r}, but a daemon listens at an ipc endpoint; besides, for "
+                f"holders of a CURVE key, with --tcp-endpoint {self.endpoint}"
             )
         return Path(self.endpoint.removeprefix("ipc://"))
 
