@@ -6,6 +6,7 @@ Owns the commands; the daemon decides who belongs to the share, and rolls back b
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ import msgspec
 
 from thor_policy.cli import completion, render
 from thor_policy.cli.journal_reader import open_current
-from thor_policy.cli.options import absolute_if_path, as_json, configured, finite
+from thor_policy.cli.options import F, absolute_if_path, as_json, configured, finite
 from thor_policy.client.blocking import Client
 from thor_policy.config import Config
 from thor_policy.core.canary import Breach, Canary, Terms
@@ -25,7 +26,13 @@ from thor_policy.journal.reader import ENDING_CHARS
 
 _TERMS = Terms()
 _SHARE = click.FloatRange(0, 1, min_open=True)
-_PART = click.FloatRange(0, 1)
+
+
+def _limit(option: str, help: str) -> Callable[[F], F]:
+    """The option of a term that is a share, with the default of `Terms`."""
+    default = getattr(_TERMS, option.removeprefix("--").replace("-", "_"))
+    share = click.FloatRange(0, 1)
+    return click.option(option, type=share, callback=finite, default=default, show_default=True, help=help)
 
 
 @click.group()
@@ -71,38 +78,10 @@ def canary() -> None:
     show_default=True,
     help="Fewest decisions, or results of each arm, that are judged.",
 )
-@click.option(
-    "--looser",
-    type=_PART,
-    callback=finite,
-    default=_TERMS.looser,
-    show_default=True,
-    help="Share of decisions in which its rules may ask for less than the active pack's.",
-)
-@click.option(
-    "--loosened",
-    type=_PART,
-    callback=finite,
-    default=_TERMS.loosened,
-    show_default=True,
-    help="Share of looser answers among those that differ from the active pack's model.",
-)
-@click.option(
-    "--success-drop",
-    type=_PART,
-    callback=finite,
-    default=_TERMS.success_drop,
-    show_default=True,
-    help="How much lower its success rate may be than that of the others.",
-)
-@click.option(
-    "--fallback-rise",
-    type=_PART,
-    callback=finite,
-    default=_TERMS.fallback_rise,
-    show_default=True,
-    help="How much higher its share of decisions without an answer may be.",
-)
+@_limit("--looser", "Share of decisions in which its rules may ask for less than the active pack's.")
+@_limit("--loosened", "Share of looser answers among those that differ from the active pack's model.")
+@_limit("--success-drop", "How much lower its success rate may be than that of the others.")
+@_limit("--fallback-rise", "How much higher its share of decisions without an answer may be.")
 @click.option(
     "--latency-ratio",
     type=click.FloatRange(0, 1_000),
