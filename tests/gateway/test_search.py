@@ -199,6 +199,34 @@ def crowded(config: Config, tmp_path: Path) -> Iterator[Config]:
         yield served
 
 
+RECALLS = "precedents: {rules: true}\n"
+FEW = """
+- {id: few, when: precedents.count < 2, outcome: allow, final: true, because: There are few like it.}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [(RECALLS, 400), ("precedents: {k: 2}\n", 200), ("", 200)],
+    ids=["read", "shown", "none"],
+)
+def test_a_search_is_refused_where_rules_read_precedents(
+    config: Config, tmp_path: Path, more: str, status: int
+) -> None:
+    """It looks none up, so a rule that allows where there are few would list what a decision denies."""
+    rules = FEW if more == RECALLS else FEW.replace("precedents.count < 2", "'true'")
+    pack = write_rules_only_pack(tmp_path / "pack", rules=rules, more=SOURCES + more)
+    (pack / "people.csv").write_text("id,level\nuser-1,5\n")
+    with (
+        serving(replace(config, pack=str(pack)), load_engine=load_stub_engine) as served,
+        gateway(served.endpoint) as running,
+        running.client() as client,
+    ):
+        reply = client.post(SUBJECT, json=WHO_READS)
+    assert reply.status_code == status, reply.text
+    assert ("precedents" in reply.text) == (status == 400)
+
+
 class TestManySubjects:
     def test_a_source_with_ten_thousand_subjects_is_listed_whole(self, crowded: Config) -> None:
         with gateway(crowded.endpoint) as running, running.client() as client:

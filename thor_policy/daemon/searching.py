@@ -132,7 +132,13 @@ class Searching:
 
     def _answer(self, job: Job) -> JobDone:
         """One page, and what records it. Raises RequestError."""
-        search = job.search
+        search, precedents = job.search, job.pack.manifest.precedents
+        if precedents is not None and precedents.rules:
+            raise RequestError(  # without them a rule may allow what it would not with them
+                "bad_request",
+                f"pack: the rules of {job.pack.info.name} read precedents, and a search looks none up; ask "
+                "each question by itself",
+            )
         content = msgspec.json.encode(
             ["search", job.caller.who, search.target, search.evaluation, job.pack.info.name],
             order="deterministic",
