@@ -162,16 +162,16 @@ class TestRecord:
     def test_a_search_is_one_event_without_ids_and_no_decision(self, config: Config, tmp_path: Path) -> None:
         rules = '- {id: all, when: "true", outcome: allow, final: true, because: All may.}\n'
         pack = write_rules_only_pack(tmp_path / "pack", rules=rules)
-        (pack / "data.yaml").write_text("users: [ada, bob]\n")
+        (pack / "data.yaml").write_text("users: [zora, bob]\n")
         with serving(replace(config, pack=str(pack)), load_engine=load_stub_engine) as served:
             with gateway(served.endpoint) as running, running.client() as client:
-                assert ids(client.post(SUBJECT, json=WHO_READS)) == ["ada", "bob"]
+                assert ids(client.post(SUBJECT, json=WHO_READS)) == ["bob", "zora"]
             events = rows(served.journal_path, "SELECT CAST(body AS TEXT) FROM events WHERE kind = 'search'")
             assert rows(served.journal_path, "SELECT count(*) FROM decisions") == [(0,)]
         ((body,),) = events
         recorded = json.loads(body)
         assert (recorded["target"], recorded["tried"], recorded["listed"]) == ("subject", 2, 2)
-        assert "ada" not in body
+        assert "zora" not in body
         assert "record-1" not in body
         assert verify(served.journal_path).problem is None
 
