@@ -108,9 +108,10 @@ def open_service(
     Raises ThorPolicyError where a part cannot start, Stalled where the journal does not drain in time.
     """
     with ExitStack() as stack:
+        socket_path = config.socket_path
         check_identity(config)
         files = read_pack(config)
-        stack.enter_context(endpoint_lock(config.socket_path))
+        stack.enter_context(endpoint_lock(socket_path))
         # the rules are compiled while llama.cpp loads the model
         worker = ThreadPoolExecutor(1, thread_name_prefix="rules")
         loading_pack = worker.submit(load_files, files, config.pack_keys)
