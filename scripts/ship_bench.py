@@ -29,6 +29,7 @@ from recall_bench import NOISE, embedded
 
 from tests.build import by_rule
 from thor_policy.fleet.batches import BATCH_BYTES, BATCH_EVENTS, JournalSource
+from thor_policy.fleet.index import arrange, lists_due
 from thor_policy.fleet.postgres import PostgresSink
 from thor_policy.fleet.shipper import Shipper, drain
 from thor_policy.fleet.store import DIMENSIONS, Store, vector_text
@@ -246,9 +247,6 @@ def similar(store: Store, vectors: int, questions: Any, real: Any) -> None:
         {"n": vectors},
         most=vectors,
     )
-    (index,) = store.ask("SELECT pg_get_indexdef('summaries_embedding'::regclass) AS definition")
-    store.connection.execute("SET maintenance_work_mem = '3GB'")
-    store.connection.execute("DROP INDEX summaries_embedding")
     with (
         store.connection.cursor() as cursor,
         cursor.copy("COPY summaries FROM STDIN (FORMAT binary)") as copy,
@@ -259,11 +257,13 @@ def similar(store: Store, vectors: int, questions: Any, real: Any) -> None:
             copy.write(b"".join(map(_summary, page, _like(real, start, len(page), chance))))
         copy.write(struct.pack(">h", -1))
     made = time.monotonic()
-    store.connection.execute(str(index["definition"]).encode())
-    store.connection.execute("ANALYZE summaries")
+    lists = lists_due(store)
+    if lists is not None:
+        arrange(store, lists)
     took = time.monotonic() - made
     print(
-        f"made {len(targets):,} vectors in {made - begun:.0f} s, their index in {took:.0f} s", file=sys.stderr
+        f"made {len(targets):,} vectors in {made - begun:.0f} s, {lists or 0:,} lists in {took:.0f} s",
+        file=sys.stderr,
     )
     times, recalls, spent = [], [], 0.0
     for question in questions.tolist():

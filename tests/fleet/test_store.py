@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import unicodedata
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from thor_policy.cli.main import cli
 from thor_policy.core import records
 from thor_policy.core.decisions import Floor, Traits
 from thor_policy.core.requests import Entity
+from thor_policy.engine import embedder as embedder_module
+from thor_policy.fleet import index as index_module
 from thor_policy.fleet import store as store_module
-from thor_policy.fleet.index import index
+from thor_policy.fleet.index import arrange, index, lists_due, lists_for
 from thor_policy.fleet.store import DIMENSIONS, Store, StoreError, migrations, vector_text
 from thor_policy.fleet.verification import verify
 
@@ -215,7 +219,7 @@ def test_what_devices_shipped_is_printed_harmlessly(
         decision_id=decision.id, verdict="approved", approver=HOSTILE, role=HOSTILE, step=1
     )
     record(tmp_path / "policy_decisions.db", decision, sent(approval))
-    ship(tmp_path / "policy_decisions.db", store_url)
+    ship(tmp_path / "policy_decisions.db", store_url, "thor-2")
     index(store, Letters())
     monkeypatch.setenv("THOR_POLICY_FLEET_URL", store_url)
     for command in (
@@ -262,47 +266,156 @@ def test_similar_decisions_of_all_devices_are_listed_nearest_first(
         store.vector_of("nothing")
 
 
-def insert_decisions(store: Store, count: int) -> None:
-    """Rows of decisions of one device, with the ids 1, 2, and so on."""
-    store.connection.execute("INSERT INTO devices (device, role) VALUES ('thor-1', 'thor_1')")
-    store.connection.execute("INSERT INTO journals (device, chain) VALUES ('thor-1', sha256(''))")
+def insert_decisions(store: Store, count: int, *, after: int = 0) -> None:
+    """Rows of decisions of one device, with the ids 1, 2, and so on, `after` those that there are."""
+    if not after:
+        store.connection.execute("INSERT INTO devices (device, role) VALUES ('thor-1', 'thor_1')")
+        store.connection.execute("INSERT INTO journals (device, chain) VALUES ('thor-1', sha256(''))")
     store.connection.execute(
         "INSERT INTO decisions (journal, seq, decision_id, timestamp, decision, reviewed, tags, "
         "decision_type, tier, probabilities, clauses, is_exception, trace_status) SELECT journal, n, n, "
         "now(), 'allow', false, '[]', 'x', 'rule', '{}', '[]', false, 'active' "
-        "FROM journals, generate_series(1, %s) n",
-        (count,),
+        "FROM journals, generate_series(%s::bigint, %s::bigint) n",
+        (after + 1, after + count),
     )
 
 
-def test_the_index_finds_what_a_full_comparison_finds(store: Store) -> None:
+@pytest.fixture
+def many(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[float]]]:
+    """Adds so many vectors in 20 groups, and gives the centres; lists have 20 vectors and begin at 100."""
+    monkeypatch.setattr(index_module, "LISTED_FROM", 100)
+    monkeypatch.setattr(index_module, "_LIST_VECTORS", 20)
     chance = random.Random(5)
     centres = [[chance.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(20)]
 
-    def near(centre: list[float]) -> list[float]:
-        return [value + chance.gauss(0, 0.5) for value in centre]
+    def add(count: int) -> list[list[float]]:
+        (held,) = store.ask("SELECT count(*) AS n FROM summaries")
+        insert_decisions(store, count, after=held["n"])
+        with store.connection.transaction(), store.connection.cursor() as cursor:
+            for seq in range(held["n"] + 1, held["n"] + count + 1):
+                text = vector_text(near(chance, chance.choice(centres)))
+                cursor.execute("INSERT INTO summaries SELECT journal, %s, '', %s FROM journals", (seq, text))
+        return centres
 
-    run = store.connection.execute
-    insert_decisions(store, 600)
-    with store.connection.transaction(), store.connection.cursor() as cursor:
-        for seq in range(1, 601):
-            vector = vector_text(near(chance.choice(centres)))
-            cursor.execute("INSERT INTO summaries SELECT journal, %s, '', %s FROM journals", (seq, vector))
-    run("SET enable_seqscan = off")
-    recalled: list[float] = []
-    for _ in range(20):
-        question = near(chance.choice(centres))
+    return add
+
+
+def near(chance: random.Random, centre: list[float], by: float = 0.5) -> list[float]:
+    return [value + chance.gauss(0, by) for value in centre]
+
+
+def recall(store: Store, centres: list[list[float]]) -> float:
+    """The part of the ten nearest decisions that the lists find, of twenty questions."""
+    chance, recalled = random.Random(6), []
+    for centre in centres:
+        question = near(chance, centre)
         listed = store.similar(question, 10)
-        assert [row["similarity"] for row in listed] == sorted(
-            (r["similarity"] for r in listed), reverse=True
-        )
+        similarities = [row["similarity"] for row in listed]
+        assert similarities == sorted(similarities, reverse=True)
         recalled.append(len({row["decision_id"] for row in listed} & exact(store, question)) / 10)
-    assert sum(recalled) / len(recalled) >= 0.95
-    run("SELECT pg_stat_force_next_flush()")
+    return sum(recalled) / len(recalled)
+
+
+def scans(store: Store) -> int:
+    """How often the lists were read."""
+    store.connection.execute("SELECT pg_stat_force_next_flush()")
     (used,) = store.ask(
         "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'summaries_embedding'"
     )
-    assert used["idx_scan"] == 20
+    return int(used["idx_scan"])
+
+
+Add = Callable[[int], list[list[float]]]
+
+
+def test_the_lists_find_what_a_full_comparison_finds(store: Store, many: Add) -> None:
+    centres = many(600)
+    assert lists_due(store) == 30
+    assert arrange(store, 30)
+    store.connection.execute("SET enable_seqscan = off")
+    assert recall(store, centres) >= 0.95
+    assert scans(store) == 20
+
+
+def test_hundreds_of_equal_vectors_are_found_from_anywhere(store: Store, many: Add) -> None:
+    """A graph of so many equal vectors has no way out of them, and none into them."""
+    centres = many(400)
+    repeated = vector_text(near(random.Random(7), centres[0], by=2.0))
+    insert_decisions(store, 500, after=400)
+    store.connection.execute(
+        "INSERT INTO summaries SELECT journal, n, '', %s FROM journals, generate_series(401, 900) n", (repeated,)
+    )
+    assert arrange(store, lists_due(store) or 0)
+    store.connection.execute("SET enable_seqscan = off")
+    assert recall(store, centres) >= 0.95
+    (first, *_) = store.similar(json.loads(repeated), 10)
+    assert first["similarity"] == pytest.approx(1, abs=1e-5)
+    assert int(first["decision_id"]) > 400
+
+
+def test_fewer_vectors_than_lists_are_made_for_are_all_compared(store: Store, many: Add) -> None:
+    centres = many(99)
+    assert lists_due(store) is None
+    assert recall(store, centres) == 1
+
+
+def test_vectors_that_come_later_are_found_and_lists_are_made_again_once_they_have_doubled(
+    store: Store, many: Add
+) -> None:
+    many(120)
+    assert arrange(store, lists_due(store) or 0)
+    centres = many(100)
+    assert lists_due(store) is None  # 220, and lists for 120
+    store.connection.execute("SET enable_seqscan = off")
+    assert recall(store, centres) >= 0.95
+    many(20)
+    assert lists_due(store) == 12
+    assert arrange(store, 12)
+    assert lists_due(store) is None
+    assert recall(store, centres) >= 0.95
+
+
+def test_as_many_are_listed_as_are_asked_for_though_few_lists_are_read(
+    store: Store, many: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centres = many(300)
+    assert arrange(store, lists_due(store) or 0)
+    monkeypatch.setattr(store_module, "LISTS_READ", 1)
+    store.connection.execute("SET enable_seqscan = off")
+    assert len(store.similar(centres[0], 200)) == 200
+
+
+def test_lists_are_made_by_one_command_at_a_time_and_after_one_that_was_ended(
+    store: Store, store_url: str, many: Add
+) -> None:
+    many(120)
+    with Store(store_url) as other:
+        other.connection.execute("SELECT pg_advisory_lock(%s)", (index_module._LOCK,))
+        assert not arrange(store, 6)
+    # as a command leaves it that was ended while it made the lists
+    store.connection.execute("CREATE INDEX summaries_arranged ON summaries (seq)")
+    assert arrange(store, 6)
+    assert lists_due(store) is None
+
+
+@pytest.mark.parametrize(
+    ("vectors", "lists"),
+    [(0, 0), (9_999, 0), (10_000, 10), (1_000_000, 1_000), (2_250_000, 1_500), (10**9, 2_000)],
+)
+def test_lists_grow_with_the_vectors_up_to_a_limit(vectors: int, lists: int) -> None:
+    assert lists_for(vectors) == lists
+
+
+def test_the_command_makes_vectors_and_lists_and_says_so(
+    store: Store, many: Add, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(120)
+    record(tmp_path / "policy_decisions.db", by_rule(id="new"))
+    ship(tmp_path / "policy_decisions.db", store_url, "thor-2")
+    monkeypatch.setattr(embedder_module, "MiniLM", lambda _: Letters())
+    monkeypatch.setenv("THOR_POLICY_FLEET_URL", store_url)
+    assert run("fleet", "index") == "indexed 1 decisions; made 6 lists\n"
+    assert json.loads(run("fleet", "index", "--json")) == {"indexed": 0, "lists": None}
 
 
 def exact(store: Store, vector: list[float]) -> set[Any]:
@@ -313,10 +426,6 @@ def exact(store: Store, vector: list[float]) -> set[Any]:
         settings={"enable_indexscan": 0},
     )
     return {row["seq"] for row in rows}
-
-
-def test_as_many_similar_decisions_are_listed_as_the_index_may_keep(store: Store) -> None:
-    assert store.similar([1.0] + [0.0] * (DIMENSIONS - 1), 1_000) == []
 
 
 def test_an_approval_of_the_decision_and_of_its_task_is_listed_once(store: Store) -> None:

@@ -240,17 +240,29 @@ def verify(
 @configured("fleet_url", "models_dir")
 @as_json
 def index(config: Config, as_json: bool) -> None:
-    """Make the summaries and vectors that `fleet similar` compares. Needs the extra cpu, as the owner."""
+    """Make the summaries and vectors that `fleet similar` compares. Needs the extra cpu, as the owner.
+
+    Vectors are arranged in lists once they are 10,000, and again when they have doubled; questions and
+    shippers do not wait for it.
+    """
     from thor_policy.engine.embedder import MiniLM
 
-    with _store(config, "index") as store, render.counting("decisions indexed") as count:
-        from thor_policy.fleet.index import index as index_store
+    with _store(config, "index") as store:
+        from thor_policy.fleet import index as indexing
 
-        done = index_store(store, MiniLM(config.models_dir), progress=count)
+        with render.counting("decisions indexed") as count:
+            done = indexing.index(store, MiniLM(config.models_dir), progress=count)
+        lists = indexing.lists_due(store)
+        if lists is not None:
+            with render.working(f"arranging the vectors in {lists:,} lists"):
+                arranged = indexing.arrange(store, lists)
+            if not arranged:
+                lists = None
+                render.line("another command arranges the vectors now", stderr=True)
     if as_json:
-        render.as_json({"indexed": done})
+        render.as_json({"indexed": done, "lists": lists})
     else:
-        render.line(f"indexed {done:,} decisions")
+        render.line(f"indexed {done:,} decisions" + (f"; made {lists:,} lists" if lists else ""))
 
 
 @fleet.command()

@@ -7,7 +7,7 @@ and of time. The main thread of a command.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from typing import Any, cast
@@ -23,8 +23,8 @@ from thor_policy.fleet.postgres import connect, failing
 
 #: Most rows of an answer, and longest time of a question, in milliseconds.
 MOST_ROWS, QUESTION_MS = 100_000, 30_000
-#: Candidates that the index of vectors keeps while it searches, and most that pgvector may keep.
-WIDTH, MOST_WIDTH = 300, 1_000
+#: Lists of vectors that a search for similar decisions reads: 20,000 vectors where there are a million.
+LISTS_READ = 20
 #: Most alarms of a list.
 MOST_ALARMS = 10_000
 #: Rows that are received together. Before version 17, libpq can receive them one by one only.
@@ -134,13 +134,12 @@ class Store:
             settings=_NO_JIT,
         )
 
-    def similar(self, vector: Sequence[float], limit: int = 10, *, width: int = WIDTH) -> list[Row]:
-        """The decisions of the fleet whose summaries are nearest to a vector, nearest first; at most 1,000.
+    def similar(self, vector: Sequence[float], limit: int = 10) -> list[Row]:
+        """The decisions of the fleet whose summaries are nearest to a vector, nearest first.
 
-        `width` is how many candidates the index keeps (`hnsw.ef_search`). It compares vectors of half
-        precision, so four times as many as wanted are sorted by their exact distance.
+        The lists hold vectors of half precision, so four times as many as wanted are sorted by their exact
+        distance. Fewer than `limit` are listed only where the store has no more.
         """
-        candidates = min(4 * limit, MOST_WIDTH)
         return self.ask(
             "SELECT 1 - n.distance AS similarity, j.device, d.decision_id, d.timestamp, d.actor, d.action, "
             "d.entity, d.decision, d.outcome_status, d.trace_status FROM ("
@@ -149,8 +148,8 @@ class Store:
             "ORDER BY embedding::halfvec(384) <=> %(vector)s::halfvec(384) "  # as the index has it
             "LIMIT %(candidates)s) c ORDER BY distance LIMIT %(limit)s) n "
             "JOIN decisions d USING (journal, seq) JOIN journals j USING (journal) ORDER BY n.distance",
-            {"vector": vector_text(vector), "limit": limit, "candidates": candidates},
-            settings=_NO_JIT | {"hnsw.ef_search": min(max(width, candidates), MOST_WIDTH)},
+            {"vector": vector_text(vector), "limit": limit, "candidates": 4 * limit},
+            settings=_NO_JIT | {"ivfflat.probes": LISTS_READ, "ivfflat.iterative_scan": "relaxed_order"},
         )
 
     def vector_of(self, decision_id: str) -> list[float]:
@@ -172,7 +171,7 @@ class Store:
         most: int = MOST_ROWS,
         clip: bool = False,
         within_ms: int = QUESTION_MS,
-        settings: dict[str, int] | None = None,
+        settings: Mapping[str, int | str] | None = None,
     ) -> list[Row]:
         """The answer to one statement, in a read-only transaction. Raises StoreError.
 
