@@ -230,3 +230,17 @@ def test_members_that_a_function_gives_are_accepted(text: str) -> None:
 def test_a_faulty_table_of_programs_is_refused_where_it_is_named() -> None:
     (fault,) = faults("shell(context.a, 'faulty').opaque == ''")
     assert fault.startswith("18: data.yaml faulty: ls: there is no kind 'reeds'")
+
+
+# ---------------------------------------------------------------- what checking leaves
+
+
+def test_what_checking_needed_can_be_forgotten_and_later_expressions_check_and_run_as_before() -> None:
+    language = Language(words=WordLists({}))
+    program = language.compile(["1 + 1"], ())
+    assert language.check("context.level > 3", {}) != []
+    language.forget_environments()
+    assert language._environments == {}
+    assert program.run({}) == [2]
+    assert isinstance(language.check("context.level > 3", {}), Type)
+    assert language.compile(["2 + 2"], ()).run({}) == [4]

@@ -9,7 +9,6 @@ sees its end. Own thread; `note_message`, `close` and `watch` are for any thread
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -22,13 +21,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
 import zmq
 
 from thor_policy.core.fair_queue import Lane
+from thor_policy.daemon import memory
 from thor_policy.daemon.shares import Places
 from thor_policy.telemetry import logs
 
@@ -138,7 +137,6 @@ class Connections:
         self._all_read = threading.Event()
         self._round_ns = self._trimmed_ns = 0
         self._rest_bytes = 0
-        self._libc = ctypes.CDLL(None)
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
 
     @property
@@ -167,7 +165,7 @@ class Connections:
 
     def start(self) -> None:
         """Begin to watch; the memory of the process now is that of a daemon at rest."""
-        self._rest_bytes = _resident_bytes()
+        self._rest_bytes = memory.resident_bytes()
         self._thread.start()
 
     def stop(self) -> None:
@@ -287,7 +285,7 @@ class Connections:
     # ------------------------------------------------------------ rounds
 
     def _turn(self, now_ns: int) -> None:
-        used = _resident_bytes() - self._rest_bytes
+        used = memory.resident_bytes() - self._rest_bytes
         if used > self._headroom_bytes:
             self._relieve(now_ns)
         self._close_barred(now_ns)
@@ -299,8 +297,7 @@ class Connections:
         rest_s = _ROUND_S if used > self._headroom_bytes else 5 * _ROUND_S
         if used > _TRIM_BYTES and now_ns - self._trimmed_ns >= rest_s * 1e9:
             self._trimmed_ns = now_ns
-            if hasattr(self._libc, "malloc_trim"):
-                self._libc.malloc_trim(0)
+            memory.give_back()
 
     def _close_barred(self, now_ns: int) -> None:
         """Close what barred callers ask by; whose key a connection has shows at its first message."""
@@ -427,9 +424,3 @@ def _pending(descriptor: int, question: int) -> int:
         return int.from_bytes(fcntl.ioctl(descriptor, question, b"\0" * 4), "little")
     except OSError:
         return 0
-
-
-def _resident_bytes() -> int:
-    """The memory of this process, without the files that it maps."""
-    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
-    return (resident - shared) * resource.getpagesize()

@@ -215,6 +215,7 @@ class RuleBook:
         if faults:
             raise RuleFaults(faults, where)
         self._compile(facts, risk if risk is not None else f'"{RISKS[-1]}"', where)
+        self._language.forget_environments()
 
     # ------------------------------------------------------------ checking
 
