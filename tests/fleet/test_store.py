@@ -343,7 +343,8 @@ def test_hundreds_of_equal_vectors_are_found_from_anywhere(store: Store, many: A
     repeated = vector_text(near(random.Random(7), centres[0], by=2.0))
     insert_decisions(store, 500, after=400)
     store.connection.execute(
-        "INSERT INTO summaries SELECT journal, n, '', %s FROM journals, generate_series(401, 900) n", (repeated,)
+        "INSERT INTO summaries SELECT journal, n, '', %s FROM journals, generate_series(401, 900) n",
+        (repeated,),
     )
     assert arrange(store, lists_due(store) or 0)
     store.connection.execute("SET enable_seqscan = off")
