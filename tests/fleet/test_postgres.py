@@ -35,10 +35,12 @@ from thor_policy.core import records
 from thor_policy.core.decisions import Decision, Floor, Governing, Traits
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Entity
+from thor_policy.fleet import store as store_module
 from thor_policy.fleet.batches import TABLES, JournalSource
+from thor_policy.fleet.index import arrange
 from thor_policy.fleet.postgres import PostgresSink, parameters
 from thor_policy.fleet.shipper import Forked, SinkError
-from thor_policy.fleet.store import Store
+from thor_policy.fleet.store import Store, migrations
 from thor_policy.fleet.verification import verify
 from thor_policy.journal import chain, projections
 from thor_policy.journal.checkpoints import read_directory
@@ -650,8 +652,8 @@ def test_a_private_part_that_is_missing_without_an_erasure_is_counted(
 
 @pytest.fixture
 def logins(store: Store) -> None:
-    """Logins of two devices and of a person."""
-    for name, role in (("thor_1", "writer"), ("thor_2", "writer"), ("ann", "reader")):
+    """Logins of two devices, of a person, and of who keeps the store."""
+    for name, role in (("thor_1", "writer"), ("thor_2", "writer"), ("ann", "reader"), ("kim", "owner")):
         store.connection.execute(
             f"DO $$ BEGIN CREATE ROLE {name} LOGIN IN ROLE thorpolicy_{role}; "
             "EXCEPTION WHEN duplicate_object THEN NULL; END $$".encode()
@@ -712,6 +714,30 @@ def test_a_reader_reads_all_but_the_private_parts_and_writes_nothing(
         for table in ("events", "decisions", "alarms"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 reader.connection.execute(f"DELETE FROM {table}".encode())
+
+
+def test_an_owner_who_did_not_make_the_store_upgrades_it_arranges_vectors_and_drops_partitions(
+    path: Path, empty_url: str, store: Store, logins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(empty_url) as made, monkeypatch.context() as patch:
+        patch.setattr(store_module, "migrations", lambda: migrations()[:-2])
+        made.migrate()
+    record(path, by_rule(), by_model())
+    assert ship(path, empty_url) == 2
+    with Store(as_role(empty_url, "kim")) as owned:
+        owned.migrate()
+        owned.require()
+        assert arrange(owned, 1)
+        assert arrange(owned, 2)
+        (partition,) = owned.ask("SELECT inhrelid::regclass::text AS name FROM pg_inherits LIMIT 1")
+        owned.connection.execute(f"DROP TABLE {partition['name']}".encode())
+
+
+def test_the_functions_that_devices_call_have_the_rights_of_the_owner_alone(store: Store) -> None:
+    assert store.ask(
+        "SELECT DISTINCT rolname, rolsuper FROM pg_proc JOIN pg_roles r ON r.oid = proowner "
+        "WHERE pronamespace = 'thorpolicy'::regnamespace"
+    ) == [{"rolname": "thorpolicy_owner", "rolsuper": False}]
 
 
 # ---------------------------------------------------------------- the connection

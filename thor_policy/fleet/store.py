@@ -85,11 +85,12 @@ class Store:
             )
         new = [(name, text) for name, text in known if name not in done]
         with failing():
-            self.connection.execute("CREATE SCHEMA IF NOT EXISTS thorpolicy")
-            self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS thorpolicy.migrations "
-                "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-            )
+            if not done:  # to make a schema takes a right of the database, even where there is one
+                self.connection.execute("CREATE SCHEMA IF NOT EXISTS thorpolicy")
+                self.connection.execute(
+                    "CREATE TABLE IF NOT EXISTS thorpolicy.migrations "
+                    "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+                )
             for name, text in new:
                 with self.connection.transaction():
                     self.connection.execute(text.encode())

@@ -1,7 +1,7 @@
 -- The three roles of a store, and their rights. Safe to repeat; run it as the owner of the schema `thorpolicy`, with
 -- the right to create roles. `thorpolicy fleet init` runs it.
 --
---   thorpolicy_owner    migrates, erases, drops old partitions
+--   thorpolicy_owner    migrates, indexes, erases, drops old partitions: everything in the schema is its own
 --   thorpolicy_writer   ships: calls four functions, and has no right on any table
 --   thorpolicy_reader   reads every table and view but `private`, and writes nothing
 --
@@ -20,8 +20,26 @@ END $$;
 
 GRANT USAGE ON SCHEMA thorpolicy TO thorpolicy_writer, thorpolicy_reader;
 GRANT ALL ON SCHEMA thorpolicy TO thorpolicy_owner;
-GRANT ALL ON ALL TABLES IN SCHEMA thorpolicy TO thorpolicy_owner;
-GRANT ALL ON ALL SEQUENCES IN SCHEMA thorpolicy TO thorpolicy_owner;
+
+-- What a migration of somebody else made becomes the owner's, and so the functions that devices call have its rights,
+-- not those of who made the store. Sequences and indexes go with their tables.
+DO $$
+DECLARE
+    made text;
+BEGIN
+    IF NOT pg_has_role('thorpolicy_owner', 'USAGE') THEN
+        GRANT thorpolicy_owner TO CURRENT_USER;
+    END IF;
+    FOR made IN
+        SELECT format('TABLE %s', oid::regclass) FROM pg_class WHERE relnamespace = 'thorpolicy'::regnamespace
+            AND relkind IN ('r', 'p', 'v') AND relowner <> 'thorpolicy_owner'::regrole
+        UNION ALL
+        SELECT format('FUNCTION %s', oid::regprocedure) FROM pg_proc WHERE pronamespace = 'thorpolicy'::regnamespace
+            AND proowner <> 'thorpolicy_owner'::regrole
+    LOOP
+        EXECUTE format('ALTER %s OWNER TO thorpolicy_owner', made);
+    END LOOP;
+END $$;
 
 -- PostgreSQL lets everybody call a new function.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA thorpolicy FROM PUBLIC;
