@@ -341,6 +341,31 @@ class TestExplainLater:
                 pass
 
 
+class TestEvents:
+    def test_are_numbered_whether_or_not_somebody_listened_and_reach_each_who_comes(
+        self, served: Config, client: Client
+    ) -> None:
+        """By the number a subscriber knows how many it missed; nothing is encoded while there is none."""
+        for _ in range(3):
+            client.evaluate(DEPLOY)
+        sent = 3
+        for _ in range(2):
+            with zmq.Context() as context, context.socket(zmq.SUB) as events:
+                events.set(zmq.LINGER, 0)
+                events.subscribe(b"decision")
+                events.connect(served.events_endpoint)
+                while not events.poll(50):  # a subscription takes a moment
+                    client.evaluate(DEPLOY)
+                    sent += 1
+                numbers = [json.loads(events.recv_multipart()[1])["number"]]
+                while events.poll(50):
+                    numbers.append(json.loads(events.recv_multipart()[1])["number"])
+            assert numbers == list(range(numbers[0], sent + 1))
+            assert numbers[0] > 3
+            client.evaluate(DEPLOY)
+            sent += 1
+
+
 class TestCaller:
     def test_is_the_uid_from_the_kernel_and_not_a_claim_in_the_request(self, served: Config) -> None:
         question = DEPLOY | {"caller": {"uid": 4711}, "context": {"caller": {"uid": 4711}, "uid": 4711}}

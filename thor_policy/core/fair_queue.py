@@ -97,7 +97,8 @@ class FairQueue(Generic[T]):
     def __init__(self, *, credit_ms: float = 1_000.0, debts: Debts | None = None) -> None:
         self._credit_ms = credit_ms
         self._debts = debts
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._shares: dict[str, _Share[T]] = {}
         self._used_ms: OrderedDict[str, float] = OrderedDict()
         self._turn_ms = 0.0
@@ -113,19 +114,22 @@ class FairQueue(Generic[T]):
 
     def put(self, item: T, lane: Lane = OWN) -> None:
         """Queue an item behind those of its lane; returns at once."""
-        with self._changed:
+        with self._lock:
             share = self._shares.get(lane.share)
             if share is None:
                 begin_ms = max(self._turn_ms - self._credit_ms, self._used_ms.pop(lane.share, 0.0))
                 share = self._shares[lane.share] = _Share(begin_ms)
-            share.lanes.setdefault(lane.connection, deque()).append(item)
+            lane_items = share.lanes.get(lane.connection)
+            if lane_items is None:
+                lane_items = share.lanes[lane.connection] = deque()
+            lane_items.append(item)
             share.size += 1
             self._size += 1
             self._changed.notify()
 
     def ahead(self, lane: Lane) -> int:
         """How many pieces are likely to be served before one that is put into this lane now."""
-        with self._changed:
+        with self._lock:
             own, share = 0, self._shares.get(lane.share)
             if share is not None:
                 own = min(share.size, (len(share.lanes.get(lane.connection, ())) + 1) * len(share.lanes))
@@ -133,7 +137,7 @@ class FairQueue(Generic[T]):
 
     def get(self, *, block: bool = True, timeout_s: float | None = None) -> T | None:
         """The next item; None once the queue is closed and empty. Raises queue.Empty if there is none yet."""
-        with self._changed:
+        with self._lock:
             share = self._first()
             if share is None and block:
                 share = self._wait(timeout_s)
@@ -145,7 +149,7 @@ class FairQueue(Generic[T]):
 
     def charge(self, cost_ms: float) -> None:
         """Charge the share of the item that `get` gave last with the milliseconds that it took."""
-        with self._changed:
+        with self._lock:
             if self._served is None:
                 return
             share = self._shares.get(self._served)
@@ -156,7 +160,7 @@ class FairQueue(Generic[T]):
 
     def drop(self, lane: Lane) -> list[T]:
         """Take out what waits in a lane, such as that of a closed connection."""
-        with self._changed:
+        with self._lock:
             share = self._shares.get(lane.share)
             if share is None or lane.connection not in share.lanes:
                 return []
@@ -169,13 +173,13 @@ class FairQueue(Generic[T]):
 
     def nudge(self) -> None:
         """Let the `get` that waits, or the next one that would, end with queue.Empty if there is no item."""
-        with self._changed:
+        with self._lock:
             self._nudged = True
             self._changed.notify()
 
     def close(self) -> None:
         """Let `get` return None when nothing waits any more."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify()
 
@@ -192,7 +196,7 @@ class FairQueue(Generic[T]):
         return share
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def _first(self) -> str | None:

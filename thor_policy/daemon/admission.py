@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from thor_policy.config import Config
@@ -80,8 +81,7 @@ class Recorder(Protocol):
         """Look up what was recorded for an idempotency key; returns at once, any thread calls `on_lookup`."""
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """Who sent a request, whose share it takes, and when: Unix time in seconds, and monotonic nanoseconds."""
 
     caller: Caller
@@ -236,8 +236,7 @@ class Work(Protocol):
         """The reply, made of what was recorded before."""
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(Struct, frozen=True):
     """An admitted question, to be decided by `rules`, and the model if they leave it the answer."""
 
     admission: Admission

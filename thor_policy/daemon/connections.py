@@ -121,6 +121,7 @@ class Connections:
         self._counters = counters
         self._on_closed = on_closed
         self._open: dict[_Key, _Connection] = {}
+        self._open_to: Counter[int] = Counter()
         self._places = Places()
         #: Until when callers may have no connection to ask by, in monotonic nanoseconds.
         self._barred_ns: dict[str, int] = {}
@@ -144,10 +145,14 @@ class Connections:
         """Connections that are open now."""
         return len(self._open)
 
+    def open_to(self, number: int) -> int:
+        """Connections to the socket with this number that are open now. Any thread."""
+        return self._open_to[number]
+
     def watch(
         self, opened: zmq.Socket[bytes], *, asks: bool, bars: bool = False, handshakes: bool = False
-    ) -> None:
-        """Watch a socket that is not bound yet, before `start`.
+    ) -> int:
+        """Watch a socket that is not bound yet, before `start`; returns its number.
 
         `asks`: its peers send requests; `bars`: barred callers are kept out of it; `handshakes`: count those
         that fail.
@@ -162,6 +167,7 @@ class Connections:
         if bars:
             self._barring.add(len(self._watched))
         self._watched.append(opened)
+        return len(self._watched) - 1
 
     def start(self) -> None:
         """Begin to watch; the memory of the process now is that of a daemon at rest."""
@@ -249,6 +255,7 @@ class Connections:
         has_place = self._places.has_place(lane, self._capacity)
         self._places.take(lane)
         self._open[key] = _Connection(lane, inode, asks, now_ns)
+        self._open_to[key[0]] += 1
         if key[0] in self._barring and self.kept_out_until_ns(share) > now_ns:
             self._close_for("connections_refused", key)
         elif not has_place:
@@ -267,6 +274,7 @@ class Connections:
         connection = self._open.pop(key, None)
         if connection is None:
             return
+        self._open_to[key[0]] -= 1
         self._places.give_back(connection.lane)
         if connection.asks and connection.message_ns and not _is_open(key[1], connection.inode):
             self._on_closed(connection.inode)

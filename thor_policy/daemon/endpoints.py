@@ -60,7 +60,7 @@ class Endpoints:
     def _open(self, identify: Callable[[zmq.Frame], Identity | None], snapshot: Snapshot) -> None:
         config, connections = self._config, self._connections
         self._publisher = open_publisher(self._context)
-        connections.watch(self._publisher, asks=False)
+        self._publisher_number = connections.watch(self._publisher, asks=False)
         self._control = ControlEndpoint(
             self._context,
             config,
@@ -125,6 +125,11 @@ class Endpoints:
         self._connections.bar(sender, until_ns)
         if self._tcp is not None:
             self._tcp.bar(sender, until_ns)
+
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether anybody is connected to the endpoint of events."""
+        return self._connections.open_to(self._publisher_number) > 0
 
     def publish(self, message: list[bytes]) -> None:
         """Send an event to whoever subscribed; one that reads too slowly misses it."""

@@ -11,9 +11,10 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from thor_policy.core.decisions import Decision
@@ -29,12 +30,12 @@ from thor_policy.telemetry.span_mapping import Served
 
 #: Takes the answer to one request: `decision` and `context`, or `recorded`, or why there is none.
 Answer: TypeAlias = Callable[[dict[str, Json] | RequestError], None]
-#: Takes what was recorded: kind, decision id, its sequence number in the journal, the members of the event.
-Publish: TypeAlias = Callable[[str, str, int, dict[str, Json]], None]
+#: Takes what was recorded: kind, decision id, its sequence number in the journal, and what gives the members
+#: of the event, if somebody wants them.
+Publish: TypeAlias = Callable[[str, str, int, Callable[[], dict[str, Json]]], None]
 
 
-@dataclass
-class _Pending:
+class _Pending(Struct):
     """One request in flight. It is answered when nothing it waits for is missing.
 
     A record (with `record_id`) waits for its commit alone, a job that is recorded with its answer `held`; the
@@ -232,15 +233,14 @@ class InFlight:
     def publish_task(self, commit: Committed) -> None:
         """Publish what became of a task of approvals, if the event changed one."""
         if commit.task is not None and commit.moment is not None:
-            item = task_item(commit.task, commit.moment)
-            self._publish("approval", commit.task.decision_id, commit.seq, item)
+            members = partial(task_item, commit.task, commit.moment)
+            self._publish("approval", commit.task.decision_id, commit.seq, members)
 
     def _publish_recorded(self, recorded: Decision | Explained, commit: Committed) -> None:
         if isinstance(recorded, Decision):
-            item = decision_item(
-                recorded, explained=True, commit_ms=commit.commit_ms, total_ms=commit.commit_ms
-            )
-            self._publish("decision", recorded.id, commit.seq, item)
+            taken_ms = commit.commit_ms
+            members = partial(decision_item, recorded, explained=True, commit_ms=taken_ms, total_ms=taken_ms)
+            self._publish("decision", recorded.id, commit.seq, members)
         else:
-            item = explanation_item(recorded.explanation)
-            self._publish("explanation", recorded.decision_id, commit.seq, item)
+            members = partial(explanation_item, recorded.explanation)
+            self._publish("explanation", recorded.decision_id, commit.seq, members)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 import zmq
+from msgspec import Struct
 
 from thor_policy.core.errors import RequestError
 from thor_policy.core.fair_queue import Lane
@@ -27,8 +27,7 @@ MAX_ENVELOPE_FRAME_BYTES = 255
 _MAX_FRAMES = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Who sends, as the kernel or the handshake vouches for it. `holder` is the key of a caller over tcp."""
 
     caller: Caller
@@ -36,8 +35,7 @@ class Identity:
     holder: KeyHolder | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
+class Sender(Struct, frozen=True):
     """Who sent a request, and where its reply goes: the peer's route, the envelope, the id to echo.
 
     `op`, `received_ns` and `trace_id` are for the log; `lane` is whose share the request takes, and
@@ -60,8 +58,7 @@ class Sender:
         return self.identity.caller
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """A message: its request, or why it cannot be one. `connection` is the file descriptor it came by."""
 
     sender: Sender

@@ -8,9 +8,8 @@ the role `relay` can send one. The thread that owns the socket.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
-from msgspec import structs
+from msgspec.structs import replace
 
 from thor_policy.core.errors import RequestError
 from thor_policy.core.fair_queue import Lane
@@ -42,7 +41,7 @@ class Relays:
             roles = relayed(sender.identity.roles, behalf.roles)
         except RequestError as error:
             return replace(received, fault=error)
-        caller = structs.replace(sender.caller, on_behalf_of=behalf.name)
+        caller = replace(sender.caller, on_behalf_of=behalf.name)
         identity = replace(sender.identity, caller=caller, roles=roles)
         lane = Lane(caller.who or "", sender.route)
         return replace(

@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -291,7 +290,7 @@ class Server:
         self._inbox.handle(self._take, for_ns=_HANDLE_NS)
         now_ns = time.monotonic_ns()
         if self._contention is not None:
-            self._contention.turn(now_ns)
+            self._contention.turn(now_ns, len(self._in_flight))
         self._in_flight.expire(now_ns)
         if self._config.on_full == "halt" and not self._admission.stopping:
             error = self._admission.refusal("journal")
@@ -400,7 +399,7 @@ class Server:
     def _refuse_unread(self, received: Received, error: RequestError) -> None:
         """Refuse a message without decoding more of it than its id."""
         request_id = recover_request_id(received.frame.bytes, self._config.max_request_bytes)
-        self._refuse(replace(received.sender, request_id=request_id), error)
+        self._refuse(structs.replace(received.sender, request_id=request_id), error)
 
     def _take(self, received: Received) -> None:
         """Decode a message and handle it; no message may end the loop that serves all others."""
@@ -416,12 +415,13 @@ class Server:
                 relayed=identity.caller.on_behalf_of is not None,
             )
         except RequestError as error:
-            self._refuse(replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
+            self._refuse(structs.replace(sender, request_id=recover_request_id(frame, limit_bytes)), error)
             return
         except Exception:
             self._refuse_fault(sender)
             return
-        sender = replace(sender, request_id=message.id, op=op_of(message), trace_id=_trace_of(message))
+        op, trace_id = op_of(message), _trace_of(message)
+        sender = structs.replace(sender, request_id=message.id, op=op, trace_id=trace_id)
         try:
             now = time.time()
             arrival = Arrival(sender.caller, sender.lane, now, sender.received_ns, identity.roles)
@@ -633,9 +633,13 @@ class Server:
         else:
             self.counters["replies_to_revoked_keys"] += 1  # not sent
 
-    def _publish(self, kind: str, decision_id: str, seq: int, members: dict[str, Json]) -> None:
-        self._published[kind] += 1
-        self._endpoints.publish(encode_event(kind, decision_id, seq, self._published[kind], members))
+    def _publish(
+        self, kind: str, decision_id: str, seq: int, members: Callable[[], dict[str, Json]]
+    ) -> None:
+        self._published[kind] += 1  # whether or not somebody listens: a subscriber sees its gap by it
+        if self._endpoints.has_subscribers:
+            event = encode_event(kind, decision_id, seq, self._published[kind], members())
+            self._endpoints.publish(event)
 
     def _all_counters(self) -> Counter[str]:
         counters = self.counters + self._endpoints.counters

@@ -67,6 +67,7 @@ MAX_EVALUATIONS = 64
 MAX_PATH_BYTES, MAX_PART_BYTES = 4_095, 255
 #: Most characters of an id, a type or an action's name.
 MAX_NAME_CHARS = 256
+_EXPLAIN, _ENRICH = get_args(Explain), get_args(Enrich)
 
 
 class _Envelope(Struct, frozen=True, rename={"as_": "as"}):
@@ -222,10 +223,10 @@ def recover_request_id(frame: bytes, max_bytes: int) -> str:
 def _decode_evaluate(
     envelope: _Envelope, deadline_ms: int | None, texts: TextCheck
 ) -> EvaluateRequest | EvaluateBatchRequest:
-    if envelope.explain not in get_args(Explain):
-        raise RequestError("bad_request", f"explain: must be one of {', '.join(get_args(Explain))}")
-    if envelope.enrich not in get_args(Enrich):
-        raise RequestError("bad_request", f"enrich: must be one of {', '.join(get_args(Enrich))}")
+    if envelope.explain not in _EXPLAIN:
+        raise RequestError("bad_request", f"explain: must be one of {', '.join(_EXPLAIN)}")
+    if envelope.enrich not in _ENRICH:
+        raise RequestError("bad_request", f"enrich: must be one of {', '.join(_ENRICH)}")
     if envelope.pack is not UNSET:
         _check_name(envelope.pack, "pack")
     annotations = Annotations()
