@@ -633,9 +633,7 @@ class Server:
         else:
             self.counters["replies_to_revoked_keys"] += 1  # not sent
 
-    def _publish(
-        self, kind: str, decision_id: str, seq: int, members: Callable[[], dict[str, Json]]
-    ) -> None:
+    def _publish(self, kind: str, decision_id: str, seq: int, members: Callable[[], dict[str, Json]]) -> None:
         self._published[kind] += 1  # whether or not somebody listens: a subscriber sees its gap by it
         if self._endpoints.has_subscribers:
             event = encode_event(kind, decision_id, seq, self._published[kind], members())
