@@ -40,8 +40,8 @@ UNREAD_REPORTS = 1_001
 _RESERVED_FILES = 256
 #: Sockets whose connections are watched, at most.
 _SOCKETS = 4
-#: How often memory is looked at, and how often everything else, in seconds.
-_TURN_S, _ROUND_S = 0.1, 1.0
+#: How often memory is looked at, how often while it is short, and how often everything else, in seconds.
+_TURN_S, _SHORT_TURN_S, _ROUND_S = 0.05, 0.005, 1.0
 #: Connections that have sent no request may be this old, or this many of each caller, or both.
 _SILENT_S, _SILENT_MOST = 1.0, 16
 #: After this time an silent connection is counted and logged, once.
@@ -49,11 +49,12 @@ _SILENT_LONG_S = 10.0
 #: A peer that lets replies lie this long is disconnected, in seconds; where memory is short, for the shorter
 #: time.
 _UNREAD_S, _UNREAD_SHORT_S = 30.0, 1.0
-#: Where memory is short, a peer is disconnected that sends, and ends no message for this time, in seconds:
-#: a gigabyte comes in each second.
-_ENDLESS_S = 0.3
-#: For this time after that, its caller gets no new connection, in seconds.
-_KEPT_OUT_S = 1.0
+#: Where memory is short, a peer is disconnected that sends, and ends no message for this time, in seconds;
+#: for the shorter time where twice as much is taken. 1.5 gigabytes come in each second.
+_ENDLESS_S, _ENDLESS_SHORT_S = 0.15, 0.05
+#: For this time after that, its caller gets no new connection, in seconds; twice as long each time that it
+#: does so again within the longest of them.
+_KEPT_OUT_S, _KEPT_OUT_MOST_S = 1.0, 16.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
 _TRIM_BYTES = 32 * 2**20
 
@@ -95,8 +96,8 @@ class _Connection:
     closed: bool = False
     #: Who sends by it, once that is known: a user, or a key over tcp.
     sender: str = ""
-    #: Turns in a row at which memory was short, and it sent a message that did not end.
-    turns_sending: int = 0
+    #: When memory was short and it was first seen to send, since its last message; 0 if it was not.
+    sending_ns: int = 0
     unread_bytes: int = 0
     unread_since_ns: int = 0
 
@@ -127,6 +128,8 @@ class Connections:
         self._barred_ns: dict[str, int] = {}
         #: Until when callers that filled memory get no new one.
         self._kept_out_ns: dict[str, int] = {}
+        #: When callers last filled memory, and for how long they were kept out then, in seconds.
+        self._filled: dict[str, tuple[int, float]] = {}
         #: Who is to be barred, and until when, as other threads say it.
         self._to_bar: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
@@ -138,6 +141,7 @@ class Connections:
         self._all_read = threading.Event()
         self._round_ns = self._trimmed_ns = 0
         self._rest_bytes = 0
+        self._is_short = False
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
 
     @property
@@ -217,7 +221,8 @@ class Connections:
             poller.register(monitor, zmq.POLLIN)
         try:
             while not self._ended:
-                drained = [self._read(monitor) for monitor, _ in poller.poll(int(_TURN_S * 1e3))]
+                wait_s = _SHORT_TURN_S if self._is_short else _TURN_S
+                drained = [self._read(monitor) for monitor, _ in poller.poll(int(wait_s * 1e3))]
                 if all(drained):
                     self._all_read.set()
                 self._turn(time.monotonic_ns())
@@ -294,15 +299,16 @@ class Connections:
 
     def _turn(self, now_ns: int) -> None:
         used = memory.resident_bytes() - self._rest_bytes
-        if used > self._headroom_bytes:
-            self._relieve(now_ns)
+        self._is_short = used > self._headroom_bytes
+        if self._is_short:
+            self._relieve(now_ns, _ENDLESS_SHORT_S if used > 2 * self._headroom_bytes else _ENDLESS_S)
         self._close_barred(now_ns)
         if now_ns - self._round_ns < _ROUND_S * 1e9:
             return
         self._round_ns = now_ns
         self._close_silent(now_ns)
         self._close_unread(now_ns)
-        rest_s = _ROUND_S if used > self._headroom_bytes else 5 * _ROUND_S
+        rest_s = _ROUND_S if self._is_short else 5 * _ROUND_S
         if used > _TRIM_BYTES and now_ns - self._trimmed_ns >= rest_s * 1e9:
             self._trimmed_ns = now_ns
             memory.give_back()
@@ -324,16 +330,40 @@ class Connections:
             if connection.sender in self._barred_ns or connection.lane.share in self._barred_ns:
                 self._close_for("connections_closed_barred", key)
 
-    def _relieve(self, now_ns: int) -> None:
-        """Close what fills memory: messages that never end, replies that nobody reads."""
+    def _relieve(self, now_ns: int, endless_s: float) -> None:
+        """Close what fills memory: messages that never end, replies that nobody reads.
+
+        That a peer sends shows only while its bytes lie in the kernel, which is seldom: ZeroMQ takes them.
+        """
         for key, connection in list(self._open.items()):
-            sends = now_ns - connection.message_ns > _ENDLESS_S * 1e9 and _pending(key[1], termios.FIONREAD)
-            connection.turns_sending = connection.turns_sending + 1 if connection.asks and sends else 0
+            if connection.closed:
+                continue
+            is_endless = False
+            if connection.sending_ns <= connection.message_ns:
+                connection.sending_ns = 0
+            if connection.asks and _pending(key[1], termios.FIONREAD):
+                connection.sending_ns = connection.sending_ns or now_ns
+                is_endless = now_ns - connection.sending_ns > endless_s * 1e9
             unread_ns = self._unread_ns(key, connection, now_ns)
             lets_lie = unread_ns > _UNREAD_SHORT_S * 1e9 and _is_full(key[1])
-            if lets_lie or connection.turns_sending >= _ENDLESS_S / _TURN_S:
+            if lets_lie or is_endless:
                 self._close_for("connections_closed_for_memory", key)
-                self._kept_out_ns[connection.lane.share] = now_ns + int(_KEPT_OUT_S * 1e9)
+                self._keep_out(connection.lane.share, now_ns)
+
+    def _keep_out(self, share: str, now_ns: int) -> None:
+        """Let a caller that filled memory have no new connection for a while."""
+        at_ns, for_s = self._filled.get(share, (0, 0.0))
+        if now_ns < self._kept_out_ns.get(share, 0):
+            return  # another of its connections, at the same time
+        again = now_ns - at_ns < (for_s + _KEPT_OUT_MOST_S) * 1e9
+        for_s = min(2 * for_s, _KEPT_OUT_MOST_S) if for_s and again else _KEPT_OUT_S
+        self._filled = {
+            name: filled
+            for name, filled in self._filled.items()
+            if now_ns - filled[0] < 2 * _KEPT_OUT_MOST_S * 1e9
+        }
+        self._filled[share] = now_ns, for_s
+        self._kept_out_ns[share] = now_ns + int(for_s * 1e9)
 
     def _close_silent(self, now_ns: int) -> None:
         """Close the oldest of a caller's connections that have sent no request, where they are many."""
