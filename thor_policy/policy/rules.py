@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, structs
 
@@ -82,6 +82,15 @@ _UNKNOWN_NAME = re.compile(r"there is no name '([^'.]+)['.]")
 
 #: Whose time the expressions of a pack may read: that which a request states, or also the daemon's (`now`).
 Clock: TypeAlias = Literal["request", "daemon"]
+
+
+class _Fact(NamedTuple):
+    """A fact. `is_checked`: its type says too little of its value. `is_shown`: it is no step."""
+
+    name: str
+    id: str
+    is_checked: bool
+    is_shown: bool
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -355,17 +364,23 @@ class RuleBook:
         self._last_ids = [*(rule.id for rule in self.rules), "risk", *traits]
         try:
             self._layers = [
-                (layer, self._language.compile([facts[name] for name in layer], facts)) for layer in layers
+                (self._facts(layer), self._language.compile([facts[name] for name in layer], facts))
+                for layer in layers
             ]
             self._last = self._language.compile([self._texts[name] for name in self._last_ids], facts)
         except RuntimeError:  # each checks, and in a list it stands a level deeper
             raise RuleFaults(list(self._too_deep(facts)), where) from None
-        self._checked_facts = {name for name, kind in self._types.items() if kind.name not in _PLAIN}
         paths = {path for text in self._texts.values() for path in paths_in(text)}
         calls_times = any("stated_times" in names_in(text) for text in self._texts.values())
         self._reads_now = "now" in paths
         #: The members with a time that expressions read.
         self._times = tuple(path for path in TIMES if path in paths or calls_times)
+
+    def _facts(self, names: Sequence[str]) -> tuple[_Fact, ...]:
+        return tuple(
+            _Fact(name, f"fact:{name}", self._types[name].name not in _PLAIN, not name.startswith(STEP))
+            for name in names
+        )
 
     def _too_deep(self, facts: Mapping[str, str]) -> Iterator[RuleFault]:
         places = [("pack.yaml", f"$.facts.{name}", f"fact {name}", text) for name, text in facts.items()]
@@ -497,17 +512,17 @@ class RuleBook:
         """The floor of the request that `_inputs` prepared last on this thread; facts join the `inputs`."""
         errors: dict[str, str] = {}
         facts: dict[str, Json] = {}
-        for names, program in self._layers:
+        for layer, program in self._layers:
             values = program.run(inputs)
             budget.check()
             if isinstance(values, str):
-                values = self._run_singly([f"fact:{name}" for name in names], inputs, errors)
-            for name, value in zip(names, values, strict=True):
-                if name in self._checked_facts and not is_json(value):
-                    errors[f"fact:{name}"] = f"gave a {type(value).__name__}, not a plain value"
-                elif not errors or f"fact:{name}" not in errors:
+                values = self._run_singly([fact.id for fact in layer], inputs, errors)
+            for (name, id_, is_checked, is_shown), value in zip(layer, values, strict=True):
+                if is_checked and not is_json(value):
+                    errors[id_] = f"gave a {type(value).__name__}, not a plain value"
+                elif not errors or id_ not in errors:
                     inputs[name] = value
-                    if not name.startswith(STEP):
+                    if is_shown:
                         facts[name] = value
         values = self._last.run(inputs)
         budget.check()

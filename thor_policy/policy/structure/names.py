@@ -82,8 +82,8 @@ def skeleton(text: str) -> str:
 
 def same(a: str, b: str) -> bool:
     """True if two texts are the same name, or look like it: for rules that tighten, never for an allow."""
-    one, other = _forms(a), _forms(b)
-    return one[0] == other[0] or one[1] == other[1] or one[2] == other[2]
+    first, second = _forms(a), _forms(b)
+    return first[0] == second[0] or first[1] == second[1] or first[2] == second[2]
 
 
 def _forms(text: str) -> tuple[str, str, str]:
