@@ -165,6 +165,12 @@ def test_two_texts_are_the_same_name_however_often_they_were_compared(a: str, b:
         assert not is_same
 
 
+def test_a_capital_is_compared_as_it_looks_and_as_the_small_letter_that_it_stands_for() -> None:
+    assert names.same("I", "l")
+    assert names.same("I", "i")
+    assert names.same("I", "\u0456")  # looks like a small i
+
+
 @pytest.mark.parametrize("length", [names.MAX_NAME, names.MAX_NAME + 1])
 def test_names_are_compared_alike_whether_they_are_short_enough_to_be_kept(length: int) -> None:
     name = "ops-" + "a" * (length - 4)
