@@ -31,7 +31,7 @@ from thor_policy.learning.export import FORMATS, Gathered
 from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Example, Pack
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.rule_specs import Rule
 
 MANIFEST = """
 name: small

@@ -28,7 +28,7 @@ from thor_policy.learning.patterns import Patterns
 from thor_policy.policy import pack_files, yaml_text
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.rule_specs import Rule
 
 MANIFEST = """
 name: small

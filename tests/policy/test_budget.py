@@ -16,7 +16,8 @@ from thor_policy.engine.absent import NoEngine
 from thor_policy.policy import budget, pack_files
 from thor_policy.policy.budget import Budget, RulesStopped
 from thor_policy.policy.decider import Policy
-from thor_policy.policy.rules import Rule, RuleBook
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 from thor_policy.policy.vocabulary import Vocabulary
 
 MS = 1_000_000

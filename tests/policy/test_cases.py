@@ -25,7 +25,8 @@ from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.policy import pack_files
 from thor_policy.policy.lint import lint
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.rules import Rule, RuleBook
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
 GIVEN: list[dict[str, Any]] = strict_json.decode((CASES / "given.json").read_bytes())

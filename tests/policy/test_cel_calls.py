@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -62,6 +64,62 @@ def test_the_result_of_a_call_is_held_no_longer_than_until_the_next_call() -> No
     run('given("context.items", []).size()', 1000, items=items)
     run('mentions("a", "list")', 1)
     assert sys.getrefcount(items) < 10
+
+
+def test_a_thread_that_ends_leaves_nothing_behind() -> None:
+    def call_in_threads(times: int) -> None:
+        for _ in range(times):
+            thread = threading.Thread(
+                target=run, args=("context.items.distinct()", 3), kwargs={"items": items}
+            )
+            thread.start()
+            thread.join()
+        gc.collect()
+
+    items = [[number] for number in range(100)]
+    call_in_threads(10)
+    before = sys.getallocatedblocks()
+    call_in_threads(100)
+    assert sys.getallocatedblocks() - before < 500
+
+
+def test_threads_that_call_at_the_same_time_get_their_own_results() -> None:
+    def call(number: int) -> set[str]:
+        text = 'given("context.items", []).flatten().distinct().size() == 2 ? given("context.text", "") : "?"'
+        program = LANGUAGE.compile([text], ())
+        entity = Entity(type="user", id="alice")
+        context = {"text": str(number) * 9, "items": [["a"], ["b"], "a"]}
+        evaluation = Evaluation(subject=entity, action=Action(name="read"), resource=entity, context=context)
+        inputs = LANGUAGE.inputs(evaluation, 0.0)
+        return {str(program.run(inputs)) for _ in range(2000)}
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(call, range(4)))
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert results == [{str([str(number) * 9])} for number in range(4)]
+
+
+def test_a_call_that_is_interrupted_leaves_the_next_calls_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(text: str, _name: str) -> bool:
+        if text == "stop":
+            raise KeyboardInterrupt
+        return True
+
+    language = Language(words=WordLists({"list": ["delete"]}))
+    monkeypatch.setattr(WordLists, "mentions", lambda _, text, name: interrupted(text, name))
+    program = language.compile(['context.items.map(text, mentions(text, "list"))'], ())
+    entity = Entity(type="user", id="alice")
+    for _ in range(300):
+        for items, works in ((["stop"], False), (["go", "stop"], False), (["go", "go"], True)):
+            evaluation = Evaluation(
+                subject=entity, action=Action(name="read"), resource=entity, context={"items": items}
+            )
+            values = program.run(language.inputs(evaluation, 0.0))
+            assert values == [[True, True]] if works else isinstance(values, str)
 
 
 def test_a_call_that_fails_gives_the_message_of_its_exception() -> None:

@@ -12,7 +12,9 @@ import pytest
 from tests.documents import ROOT
 from thor_policy.policy import yaml_text
 from thor_policy.policy.expressions import Language
-from thor_policy.policy.rules import Rule, RuleBook, RuleFaults
+from thor_policy.policy.rule_checks import RuleFaults
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 from thor_policy.policy.vocabulary import Vocabulary
 from thor_policy.policy.words import WordLists
 from thor_policy.protocol.requests import evaluation_from, question_fields

@@ -232,6 +232,52 @@ def test_a_faulty_table_of_programs_is_refused_where_it_is_named() -> None:
     assert fault.startswith("18: data.yaml faulty: ls: there is no kind 'reeds'")
 
 
+# ---------------------------------------------------------------- variables
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("subject . id", "alice"),
+        ("subject\n  .properties\n  .role", "dev"),
+        ("has(subject.properties.role)", True),
+        ('subject.properties["role"]', "dev"),
+        ("subject.properties.?role.orValue('')", "dev"),
+        ('context["v"]', [7]),
+        ("context.?v.orValue([])[0] + context.v[0]", 14),
+        ("context == {'v': [7]}", True),
+        ("[context, resource.properties].map(place, size(place))", [1, 0]),
+        ("resource.properties.size()", 0),
+        ("action.name.startsWith('re') ? resource.id : action.properties.k", "d"),
+        ("[1].exists(subject, subject == 1)", True),
+        ("[subject.id].map(context, context)", ["alice"]),
+        ('given("subject.properties.role", "")', "dev"),
+        ('["role"].map(name, given("subject.properties." + name, ""))', ["dev"]),
+        ('given("subject.properties.role", "") + subject.properties.role', "devdev"),
+        ("data.table.a", 1),
+        ('data["table"].a', None),
+        ("now > timestamp(0)", True),
+        ("fact + 1", 6),
+    ],
+)
+def test_a_program_gets_every_variable_that_it_reads(text: str, result: Any) -> None:
+    language = Language(words=WordLists({}), data={"table": {"a": 1}})
+    evaluation = Evaluation(
+        subject=Entity(type="user", id="alice", properties={"role": "dev"}),
+        action=Action(name="read"),
+        resource=Entity(type="doc", id="d"),
+        context={"v": [7]},
+    )
+    known = language.check("dyn(5)", {})
+    assert isinstance(known, Type)
+    if result is None:
+        assert isinstance(language.check(text, {"fact": known}), list)
+        return
+    assert isinstance(language.check(text, {"fact": known}), Type)
+    inputs = language.inputs(evaluation, 1.8e9) | {"fact": 5}
+    assert language.compile([text], ("fact",)).run(inputs) == [result]
+
+
 # ---------------------------------------------------------------- what checking leaves
 
 

@@ -17,13 +17,9 @@ from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import RISKS, Action, Entity, Evaluation
 from thor_policy.policy.expressions import MemberType
-from thor_policy.policy.rules import (
-    Requires,
-    Rule,
-    RuleBook,
-    RuleFaults,
-    reads_only_subject_properties,
-)
+from thor_policy.policy.rule_checks import RuleFaults
+from thor_policy.policy.rule_specs import Requires, Rule, reads_only_subject_properties
+from thor_policy.policy.rules import RuleBook
 
 OUTCOMES = ("allow", "require_mfa", "require_attestation", "deny")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()

@@ -25,7 +25,9 @@ from thor_policy.policy.decider import Policy
 from thor_policy.policy.lint import lint
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.residents import Residents
-from thor_policy.policy.rules import Rule, RuleBook, RuleFaults
+from thor_policy.policy.rule_checks import RuleFaults
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 from thor_policy.policy.score_cache import ScoreCache
 from thor_policy.policy.source_specs import SourceSpec, stated
 from thor_policy.testing import StubEngine

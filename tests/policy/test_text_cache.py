@@ -62,7 +62,7 @@ def test_every_function_that_remembers_texts_is_known_to_these_tests() -> None:
     assert {name.removeprefix("thor_policy.policy.") for name in names} == {
         "functions._moment",
         "structure.email._email",
-        "structure.names._cached_looks",
+        "structure.names._cached_forms",
         "structure.names._problem",
         "structure.names.letters",
         "structure.network._cidr",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from thor_policy.core.decisions import Floor
 from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Action, Entity, Evaluation
-from thor_policy.policy.rules import Requires, Rule, RuleBook
+from thor_policy.policy.rule_specs import Requires, Rule
+from thor_policy.policy.rules import RuleBook
 from thor_policy.policy.vocabulary import Vocabulary
 
 OUTCOMES = ("allow", "review", "deny")

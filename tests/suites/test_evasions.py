@@ -11,7 +11,7 @@ from thor_policy.config import data_path
 from thor_policy.core.requests import Action, Entity, Evaluation
 from thor_policy.policy import pack_files
 from thor_policy.policy.pack import Manifest, Outcome, Pack
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.rule_specs import Rule
 from thor_policy.policy.vocabulary import Vocabulary
 from thor_policy.suites import invariance, suite_files
 from thor_policy.suites.evasions import Evasions, spellings

@@ -43,7 +43,7 @@ from thor_policy.learning.exceptions import (
 from thor_policy.policy.lint import lint_pack
 from thor_policy.policy.pack import Pack
 from thor_policy.policy.pack_files import as_yaml
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.rule_specs import Rule
 
 #: Least cases of a pattern that is reported, and by default of one that gets a proposed rule.
 SHOWN_FROM, PROPOSED_FROM = 3, 15

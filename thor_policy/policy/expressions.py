@@ -38,9 +38,9 @@ from thor_policy.policy.tokens import (
     kind_of_literal,
     literal_of,
     names_in,
-    paths_in,
     position,
     tokenise,
+    variables_in,
 )
 from thor_policy.policy.words import WordLists
 
@@ -139,7 +139,10 @@ class Program:
     def run(self, inputs: Mapping[str, Any]) -> list[Any] | str:
         """The values, or the message of the first error. Inputs are those of `Language.inputs`, and facts."""
         try:
-            used = {name: inputs[name] for name in self._reads if name in inputs}
+            try:
+                used = {name: inputs[name] for name in self._reads}
+            except KeyError:  # a fact that failed is not there
+                used = {name: inputs[name] for name in self._reads if name in inputs}
             values = self._expression.eval(data=used).plain_value()
         except Exception as error:  # a value that the binding cannot pass on; it raises SystemError too
             return _short(error_of(str(error)))
@@ -211,7 +214,7 @@ class Language:
         names = set().union(*map(names_in, texts))
         functions.load(names)
         environment = self._environment(dict.fromkeys(facts, _T.DYN))
-        paths = names.union(*map(paths_in, texts))
+        paths = names.union(*map(variables_in, texts))
         reads = [
             name
             for name in (*self._variables, *facts)
@@ -401,32 +404,35 @@ class Language:
         `sources` has attributes of their declared types by source; one that is not in it is absent.
         `precedents` are read only where the pack lets rules see them.
         """
-        subject, action, resource = evaluation.subject, evaluation.action, evaluation.resource
-        properties = [_plain(part.properties) for part in (subject, action, resource)]
+        who, what, on = evaluation.subject, evaluation.action, evaluation.resource
+        subject = {"type": _plain(who.type), "id": _plain(who.id), "properties": _plain(who.properties)}
+        action = {"name": _plain(what.name), "properties": _plain(what.properties)}
+        resource = {"type": _plain(on.type), "id": _plain(on.id), "properties": _plain(on.properties)}
         context = _plain(evaluation.context)
-        inputs = {
-            "subject.type": _plain(subject.type),
-            "subject.id": _plain(subject.id),
-            "subject.properties": properties[0],
-            "action.name": _plain(action.name),
-            "action.properties": properties[1],
-            "resource.type": _plain(resource.type),
-            "resource.id": _plain(resource.id),
-            "resource.properties": properties[2],
-            "context": context,
-        }
-        roots: dict[str, Any] = {"subject": {}, "action": {}, "resource": {}, "context": context}
-        for name in _MEMBERS:
-            root, member = name.split(".")
-            roots[root][member] = inputs[name]
         seen = precedents if self._outcomes_of_precedents else ()
-        functions.evaluating(roots, self._data, self._words, shares_of(seen) if seen else None)
-        return inputs | {
+        functions.evaluating(
+            {"subject": subject, "action": action, "resource": resource, "context": context},
+            self._data,
+            self._words,
+            shares_of(seen) if seen else None,
+        )
+        inputs = {
+            "subject.type": subject["type"],
+            "subject.id": subject["id"],
+            "subject.properties": subject["properties"],
+            "action.name": action["name"],
+            "action.properties": action["properties"],
+            "resource.type": resource["type"],
+            "resource.id": resource["id"],
+            "resource.properties": resource["properties"],
+            "context": context,
             "precedents.count": len(seen),
             "now": datetime.fromtimestamp(received_at, UTC),
             **self._tables,
-            **{f"sources.{name}": _plain((sources or {}).get(name, {})) for name in self._sources},
         }
+        for name in self._sources:
+            inputs[f"sources.{name}"] = _plain((sources or {}).get(name, {}))
+        return inputs
 
     def set_names(self, inputs: dict[str, Any], values: Mapping[str, Json]) -> None:
         """Let expressions read these values at members of the request of `inputs`, which must have them."""

@@ -149,7 +149,7 @@ def stated_times() -> list[str]:
             raise TypeError(f"{path}: a {json_type(value)}, not a time")
         if (at := _moment(value)) is None:
             raise ValueError(f"{path}: not a time with a zone, as 2026-03-03T22:30:00Z")
-        texts.append(as_text(at))
+        texts.append(at)
     return texts
 
 
@@ -158,7 +158,7 @@ def times_by_member() -> Iterator[tuple[str, str]]:
     for path in TIMES:
         value = _current.roots["context"].get(path.removeprefix("context."))
         if type(value) is str and (at := _moment(value)) is not None:
-            yield path, as_text(at)
+            yield path, at
 
 
 def as_text(at: datetime) -> str:
@@ -167,12 +167,12 @@ def as_text(at: datetime) -> str:
 
 
 @kept()
-def _moment(text: str) -> datetime | None:
+def _moment(text: str) -> str | None:
     """The time in UTC of an RFC 3339 text, whose seconds may be left out; None for any other text."""
     if not _TIME.fullmatch(text):
         return None
     try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+        return as_text(datetime.fromisoformat(text.upper()).astimezone(UTC))
     except (ValueError, OverflowError):
         return None
 

@@ -16,7 +16,7 @@ from thor_policy.core.requests import Json
 from thor_policy.policy.expressions import LARGE_TABLE
 from thor_policy.policy.pack import Example, Manifest, Pack, expressions_of
 from thor_policy.policy.pack_files import FILES, SIGNATURE, SUITES, Finding, PackFiles, examine
-from thor_policy.policy.rules import (
+from thor_policy.policy.rule_specs import (
     MEMBER,
     STEP,
     Rule,

@@ -28,7 +28,8 @@ from thor_policy.policy.expressions import MemberType
 from thor_policy.policy.lifting import Lifting, paths_that_count
 from thor_policy.policy.precedent_specs import PrecedentsSpec
 from thor_policy.policy.prompt_text import look_up, show, text_size, without
-from thor_policy.policy.rules import Clock, Requires, Rule, RuleBook
+from thor_policy.policy.rule_specs import Clock, Requires, Rule
+from thor_policy.policy.rules import RuleBook
 from thor_policy.policy.source_specs import SourceSpec, stated
 from thor_policy.policy.trace_section import TraceSection
 from thor_policy.policy.vocabulary import Vocabulary

@@ -21,7 +21,8 @@ from thor_policy.core.errors import PackError
 from thor_policy.core.requests import Json
 from thor_policy.policy import lifting, yaml_text
 from thor_policy.policy.pack import Example, Manifest, Pack, liftable, rule_book
-from thor_policy.policy.rules import Rule, RuleFaults
+from thor_policy.policy.rule_checks import RuleFaults
+from thor_policy.policy.rule_specs import Rule
 from thor_policy.security import files as safe_files
 
 #: The files of a pack; the digest covers those that are there, in this order.

@@ -105,20 +105,29 @@ def paths_in(text: str) -> frozenset[str]:
     A path that the expression computes for `given` may be any member, so all roots of a request are read.
     """
     tokens = list(tokenise(text))
-    paths = set()
+    paths = set(variables_in(text))
     for at, token in enumerate(tokens):
-        if token.kind != "name" or _is_member(tokens, at):
-            continue
-        if token.text in ROOTS:
-            path, end = token.text, at + 1
-            while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
-                if [after.text for after in tokens[end + 2 : end + 3]] == ["("]:  # a method, no member
-                    break
-                path, end = f"{path}.{tokens[end + 1].text}", end + 2
-            paths.add(path)
-        elif token.text == "given" and [after.text for after in tokens[at + 1 : at + 2]] == ["("]:
+        called = token.text == "given" and [after.text for after in tokens[at + 1 : at + 2]] == ["("]
+        if token.kind == "name" and called and not _is_member(tokens, at):
             path_or_none = literal_of(next(iter(arguments_of(tokens, at + 1)), []))
             paths |= set(OF_REQUEST) if path_or_none is None else {path_or_none}
+    return frozenset(paths)
+
+
+@functools.lru_cache(maxsize=1024)
+def variables_in(text: str) -> frozenset[str]:
+    """The paths below a root that an expression reads by name: `data.limits`, `subject.properties.role`."""
+    tokens = list(tokenise(text))
+    paths = set()
+    for at, token in enumerate(tokens):
+        if token.kind != "name" or token.text not in ROOTS or _is_member(tokens, at):
+            continue
+        path, end = token.text, at + 1
+        while end + 1 < len(tokens) and tokens[end].text == "." and tokens[end + 1].kind == "name":
+            if [after.text for after in tokens[end + 2 : end + 3]] == ["("]:  # a method, no member
+                break
+            path, end = f"{path}.{tokens[end + 1].text}", end + 2
+        paths.add(path)
     return frozenset(paths)
 
 

@@ -41,9 +41,10 @@ class WordLists:
         return any(pattern.match(reading) for reading in plain_words(text).split("|"))
 
     def _pattern_of(self, name: str) -> re.Pattern[str]:
-        if name not in self._patterns:
+        pattern = self._patterns.get(name)
+        if pattern is None:
             raise ValueError(f"there is no word list {name!r}")
-        return self._patterns[name]
+        return pattern
 
 
 @kept(8 * 2**20)

@@ -17,7 +17,7 @@ import msgspec
 from thor_policy.core.decisions import Floor
 from thor_policy.core.requests import Evaluation, Json
 from thor_policy.policy.pack import Pack
-from thor_policy.policy.rules import Rule, texts_read
+from thor_policy.policy.rule_specs import Rule, texts_read
 from thor_policy.policy.structure.names import identifier, plain
 from thor_policy.policy.tokens import kinds_compared, member_comparisons, paths_in
 from thor_policy.policy.vocabulary import NAMED

@@ -23,7 +23,7 @@ from thor_policy.gateway.problems import Problem
 from thor_policy.journal import statistics as statistics_of
 from thor_policy.journal.reader import Reader, Record
 from thor_policy.policy.pack_files import PackFiles
-from thor_policy.policy.rules import Rule
+from thor_policy.policy.rule_specs import Rule
 from thor_policy.suites import run_files, suite_files
 from thor_policy.suites.conclusions import conclude
 from thor_policy.suites.html_report import page as report_page

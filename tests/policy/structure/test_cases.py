@@ -14,7 +14,8 @@ import pytest
 
 from tests.documents import ROOT
 from thor_policy.core.requests import Action, Entity, Evaluation
-from thor_policy.policy.rules import Rule, RuleBook
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 
 CASES: dict[str, list[dict[str, Any]]] = json.loads(
     (ROOT / "tests" / "data" / "structure" / "cases.json").read_text(encoding="utf-8")

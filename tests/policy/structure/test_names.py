@@ -11,6 +11,7 @@ from confusable_homoglyphs.confusables import confusables_data
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thor_policy.policy import functions
 from thor_policy.policy.structure import names
 
 TEXTS = st.text(alphabet=st.characters(), max_size=300)
@@ -146,6 +147,37 @@ def test_every_function_gives_a_value_for_any_text(text: str) -> None:
     assert names.plain(text) is (names.problem(text) is None)
     assert "\n" not in names.shown(text)
     assert all(map(str.isalnum, "".join(names.readings(text))))
+
+
+@given(TEXTS, TEXTS)
+def test_two_texts_are_the_same_name_however_often_they_were_compared(a: str, b: str) -> None:
+    def looks(text: str) -> tuple[str, str]:
+        return names.skeleton(text), names.skeleton(names.identifier(text))
+
+    functions.forget()
+    is_same = names.same(a, b)
+    assert names.same(a, b) is names.same(b, a) is is_same
+    functions.forget()
+    assert names.same(b, a) is is_same
+    if names.identifier(a) == names.identifier(b) or looks(a)[0] == looks(b)[0]:
+        assert is_same
+    elif looks(a) != looks(b) and looks(a)[1] != looks(b)[1]:
+        assert not is_same
+
+
+def test_a_capital_is_compared_as_it_looks_and_as_the_small_letter_that_it_stands_for() -> None:
+    assert names.same("I", "l")
+    assert names.same("I", "i")
+    assert names.same("I", "\u0456")  # looks like a small i
+
+
+@pytest.mark.parametrize("length", [names.MAX_NAME, names.MAX_NAME + 1])
+def test_names_are_compared_alike_whether_they_are_short_enough_to_be_kept(length: int) -> None:
+    name = "ops-" + "a" * (length - 4)
+    for other in (name.upper(), f" {name}", name.replace("a", "\u0430"), "\u200b" + name[:-1] + "a"):
+        assert names.same(name, other)
+        assert names.same(other, name)
+    assert not names.same(name, name[:-1] + "b")
 
 
 def test_a_long_run_of_marks_is_normalised_in_pieces() -> None:

@@ -139,7 +139,8 @@ def test_a_text_that_is_not_understood_is_opaque_for_a_reason(text: str, reason:
 
 LOADS = """
 import sys
-from thor_policy.policy.rules import Rule, RuleBook
+from thor_policy.policy.rule_specs import Rule
+from thor_policy.policy.rules import RuleBook
 rule = Rule(id="case", when=sys.argv[1], outcome="deny", because="It changes data.")
 RuleBook(outcomes=("allow", "deny"), facts={}, rules=(rule,), risk=None)
 print(sorted({"sqlglot", "tree_sitter"} & set(sys.modules)))

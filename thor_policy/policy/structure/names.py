@@ -82,20 +82,19 @@ def skeleton(text: str) -> str:
 
 def same(a: str, b: str) -> bool:
     """True if two texts are the same name, or look like it: for rules that tighten, never for an allow."""
-    if identifier(a) == identifier(b):
-        return True
-    return any(look == other for look, other in zip(_looks(a), _looks(b), strict=True))
+    first, second = _forms(a), _forms(b)
+    return first[0] == second[0] or first[1] == second[1] or first[2] == second[2]
 
 
-def _looks(text: str) -> tuple[str, str]:
-    """What a text looks like, and what its identifier looks like."""
-    return _cached_looks(text) if len(text) <= MAX_NAME else _cached_looks.function(text)
+def _forms(text: str) -> tuple[str, str, str]:
+    """The identifier of a text, what the text looks like, and what its identifier looks like."""
+    return _cached_forms(text) if len(text) <= MAX_NAME else _cached_forms.function(text)
 
 
 @kept()
-def _cached_looks(text: str) -> tuple[str, str]:
+def _cached_forms(text: str) -> tuple[str, str, str]:
     seen = _seen(text)
-    return skeleton(seen), _alike(identifier(seen))
+    return identifier(text), skeleton(seen), _alike(identifier(seen))
 
 
 def composed(text: str) -> str:
