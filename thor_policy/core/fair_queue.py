@@ -201,9 +201,11 @@ class FairQueue(Generic[T]):
 
     def _first(self) -> str | None:
         """Whose turn it is; None if nobody may be served."""
-        debts = self._debts
-        able = self._shares if debts is None else [name for name in self._shares if debts.may(name)]
-        return min(able, key=lambda name: self._shares[name].turn_ms, default=None)
+        shares, debts = self._shares, self._debts
+        able = shares if debts is None else [name for name in shares if debts.may(name)]
+        if len(able) < 2:
+            return next(iter(able), None)
+        return min(able, key=lambda name: shares[name].turn_ms)
 
     def _take(self, name: str) -> T:
         share = self._shares[name]
