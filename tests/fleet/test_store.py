@@ -280,6 +280,22 @@ def insert_decisions(store: Store, count: int, *, after: int = 0) -> None:
     )
 
 
+def test_an_index_is_made_page_by_page_and_what_was_erased_is_made_by_the_next_command(
+    tmp_path: Path, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "PAGE", 2)
+    for device in ("thor-1", "thor-2"):
+        path = tmp_path / device / "policy_decisions.db"
+        record(path, *(by_rule(id=f"{device}-{n}") for n in range(3)))
+        ship(path, store_url, device)
+    counts: list[int] = []
+    assert index(store, Letters(), progress=counts.append) == 6
+    assert counts == [2, 4, 6]
+    store.connection.execute("DELETE FROM summaries WHERE seq = 1")
+    assert index(store, Letters()) == 2
+    assert index(store, Letters()) == 0
+
+
 @pytest.fixture
 def many(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[float]]]:
     """Adds so many vectors in 20 groups, and gives the centres; lists have 20 vectors and begin at 100."""

@@ -46,7 +46,7 @@ _DUE = """
 SELECT d.*, e.body, p.value FROM decisions d
 JOIN events e ON e.journal = d.journal AND e.seq = d.seq
 LEFT JOIN private p ON p.journal = d.journal AND p.seq = d.seq
-WHERE NOT EXISTS (SELECT 1 FROM summaries s
+WHERE (d.journal, d.seq) > (%(journal)s, %(seq)s) AND NOT EXISTS (SELECT 1 FROM summaries s
     WHERE s.journal = d.journal AND s.seq = d.seq AND s.embedding IS NOT NULL)
 ORDER BY d.journal, d.seq LIMIT %(page)s
 """
@@ -65,9 +65,12 @@ class Embedder(Protocol):
 
 
 def index(store: Store, embedder: Embedder, *, progress: Callable[[int], None] = lambda _: None) -> int:
-    """Make what is missing; returns how many decisions were indexed. Needs the rights of the owner."""
-    done = 0
-    while rows := store.ask(_DUE, {"page": PAGE}):
+    """Make what is missing; returns how many decisions were indexed. Needs the rights of the owner.
+
+    A summary that is erased meanwhile is made by the next command.
+    """
+    done, last = 0, {"journal": 0, "seq": 0}
+    while rows := store.ask(_DUE, {"page": PAGE, **last}):
         made = []
         for row in rows:
             text = summary(_trace(store, row))
@@ -78,6 +81,7 @@ def index(store: Store, embedder: Embedder, *, progress: Callable[[int], None] =
                 "DO UPDATE SET text = excluded.text, embedding = excluded.embedding",
                 made,
             )
+        last = {name: rows[-1][name] for name in ("journal", "seq")}
         done += len(rows)
         progress(done)
     return done
