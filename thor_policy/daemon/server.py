@@ -79,8 +79,9 @@ from thor_policy.telemetry.span_mapping import Served
 
 log = logging.getLogger(__name__)
 
-#: Requests read, and time spent on handling them in nanoseconds, before replies and deadlines get their turn.
-_READ_BURST, _HANDLE_NS = 64, 5_000_000
+#: Requests read, and the time spent on reading and on handling them in nanoseconds, before replies and
+#: deadlines get their turn. What was read waits until the reading ends, and refusing takes time.
+_READ_BURST, _READ_NS, _HANDLE_NS = 64, 2_000_000, 5_000_000
 #: Time spent on refusing what exceeds a share, in nanoseconds, after which the loop rests as long, and the
 #: longest such rest, in seconds.
 _REFUSING_NS, _REST_S = 500_000, 0.002
@@ -375,14 +376,17 @@ class Server:
         After such refusals the loop rests for as long as they took, so that a flood of them leaves the
         processor to the other threads.
         """
-        refusing_ns = 0
+        refusing_ns, until_ns = 0, time.monotonic_ns() + _READ_NS
         for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
             if self._contention is not None:
                 self._contention.note(received.sender.lane.share, received.sender.received_ns)
             error = self._barred(received.sender) or self._inbox.put(received)
             if error is not None:
                 self._refuse_unread(received, error)
-                refusing_ns += time.monotonic_ns() - received.sender.received_ns
+                now_ns = time.monotonic_ns()
+                refusing_ns += now_ns - received.sender.received_ns
+                if now_ns > until_ns:
+                    break
         if refusing_ns > _REFUSING_NS:
             time.sleep(min(refusing_ns / 1e9, _REST_S))
 
