@@ -7,6 +7,7 @@ in one `counters`, and every counter has the same name here, in metrics and in t
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from msgspec import Struct
@@ -20,6 +21,18 @@ State = Literal["serving", "refusing", "stopping"]
 #: What a resident pack does: it decides; it repeats decisions for comparison; it decides for the callers of
 #: a canary; nothing unless it is named.
 PackRole = Literal["active", "shadow", "canary", "candidate"]
+
+
+def sum_of(*parts: Counter[str]) -> Counter[str]:
+    """The sums of counters that other threads go on counting in; names that are 0 are left out.
+
+    Each is copied first, which no thread can interrupt: Counter's own sums end with RuntimeError where
+    another thread counts under a new name.
+    """
+    total: Counter[str] = Counter()
+    for part in parts:
+        total += Counter(part)
+    return total
 
 
 class ModelStatus(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import zmq
 
 from thor_policy.config import Config
+from thor_policy.core.status import sum_of
 from thor_policy.daemon.connections import Connections, connection_limit, raise_file_limit
 from thor_policy.daemon.control_endpoint import ControlEndpoint, Snapshot
 from thor_policy.daemon.peers import Identity, Peers
@@ -143,7 +144,7 @@ class Endpoints:
     @property
     def counters(self) -> Counter[str]:
         """What became of messages and connections on other threads, by name. Any thread."""
-        return self._connection_counters + self._control.counters
+        return sum_of(self._connection_counters, self._control.counters)
 
     @property
     def closed(self) -> bool:

@@ -29,7 +29,7 @@ from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.requests import Caller, Json, Role, Together
 from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
-from thor_policy.core.status import PartsStatus, ReloadStatus, Status
+from thor_policy.core.status import PartsStatus, ReloadStatus, Status, sum_of
 from thor_policy.core.trace_context import parent_in
 from thor_policy.daemon.admission import (
     Admission,
@@ -644,8 +644,8 @@ class Server:
             self._endpoints.publish(event)
 
     def _all_counters(self) -> Counter[str]:
-        counters = self.counters + self._endpoints.counters
-        return counters if self._spans is None else counters + self._spans.counters
+        spans = () if self._spans is None else (self._spans.counters,)
+        return sum_of(self.counters, self._endpoints.counters, *spans)
 
     def measured(self) -> Families:
         """Everything that the daemon measures. Any thread."""
