@@ -64,6 +64,8 @@ MOST_MIB = 3_000
 START_S = 120
 #: How long the hostile processes may go on after their time, in seconds.
 LATE_S = 5
+#: From how many milliseconds on it is said that the command itself, which only sleeps, slept too long.
+OVERSLEPT_MS = 100.0
 #: The thresholds: shares of 1, a factor, milliseconds, and the share by which memory may differ after.
 ANSWERED, SERVED, SLOWER, CONTROL_MS, MEMORY = 1.0, 0.95, 5.0, 50.0, 0.20
 
@@ -520,6 +522,8 @@ class Beside:
         self.files: list[tuple[float, int]] = []
         self.start_s = self.came_s = self.left_s = 0.0
         self.attacks = 0
+        #: The longest that this process, which only sleeps, slept too long, in milliseconds.
+        self.overslept_ms = 0.0
         self.died = False
         self.too_large = False
 
@@ -560,7 +564,9 @@ class Beside:
                 elif self.too_large:
                     self.left_s = min(self.left_s, now_s)
                 advance(min(1.0, (now_s - self.start_s) / (lead_s + seconds + after_s)))
+                slept_s = time.monotonic()
                 time.sleep(0.05)
+                self.overslept_ms = max(self.overslept_ms, (time.monotonic() - slept_s) * 1e3 - 50)
             for process in hostile:
                 if self.died:
                     process.kill()
@@ -594,6 +600,7 @@ class Beside:
             "served_per_s": results.get("served", 0) / (to_s - from_s),
             "p50_ms": round(times[len(times) // 2], 2) if times else None,
             "p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))], 2) if times else None,
+            "max_ms": round(times[-1], 2) if times else None,
         }
 
 
@@ -645,9 +652,12 @@ def measure(kind: str, beside: Beside, alone: dict[str, Any]) -> dict[str, Any]:
         problems.append(f"memory: {memory['before']} MiB before, {memory['after']} MiB after")
     if not beside.died and files["after"] > files["before"] + 4:
         problems.append(f"open files: {files['before']:.0f} before, {files['after']:.0f} after")
+    if problems and beside.overslept_ms > OVERSLEPT_MS:
+        problems[-1] += f"; this command overslept by {beside.overslept_ms:.0f} ms"
     return {
         "kind": kind,
         "attacks": beside.attacks,
+        "overslept_ms": round(beside.overslept_ms, 1),
         "beside": during,
         "after": after,
         "barred": beside.barred,
