@@ -126,11 +126,19 @@ CASES = {
         evaluation(),
     ),
     "layers of facts": (
+        book("c", facts={"a": "dyn(plain(action.name))", "b": "dyn(a)", "c": "dyn(b && a)"}),
+        evaluation(),
+    ),
+    "facts within the last program": (
         book("c", facts={"a": "plain(action.name)", "b": "a", "c": "b && a"}),
         evaluation(),
     ),
+    "facts that run outside the last program after a failure": (
+        book("true", facts={"a": "plain(action.name)", "b": "a && context.missing == 1"}),
+        evaluation(),
+    ),
     "expressions that run singly after a failure": (
-        book("true", facts={"a": "context.missing == 1", "b": "plain(action.name)"}),
+        book("true", facts={"a": "dyn(context.missing == 1)", "b": "plain(action.name)"}),
         evaluation(),
     ),
     "a list of names": (book("true"), evaluation(names=["one", "tow", "three"])),
@@ -154,6 +162,8 @@ LOOKS = {
     "one expression": 1,
     "calls in one expression": 4,
     "layers of facts": 5,
+    "facts within the last program": 2,
+    "facts that run outside the last program after a failure": 7,
     "expressions that run singly after a failure": 6,
     "a list of names": 5,
     "a name that may stand for others": 2,

@@ -59,7 +59,34 @@ def test_a_fact_that_is_no_json_counts_as_failed() -> None:
     }
 
 
-@given(st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=12), st.sets(st.integers(0, 11)))
+def test_what_reads_a_fact_that_is_no_json_fails_too_where_they_are_computed_together() -> None:
+    language, book = programs({"big": "1.0 / 0.0", "reads": "big > 1.0"}, rule="reads", other="true")
+    assert book.run(inputs(language)) == (
+        {},
+        [None, True],
+        {
+            "fact:big": "gave a float, not a plain value",
+            "fact:reads": "reads the fact big, which failed",
+            "rule": "reads the fact reads, which failed",
+        },
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 12, 13, 40])
+def test_each_fact_may_read_the_one_before_it_however_many_there_are(depth: int) -> None:
+    facts = {"f0": "1"} | {f"f{at}": f"f{at - 1} + 1" for at in range(1, depth)}
+    language, book = programs(facts, rule=f"f{depth - 1} == {depth}")
+    assert book.run(inputs(language)) == ({f"f{at}": at + 1 for at in range(depth)}, [True], {})
+
+
+@pytest.mark.parametrize("parentheses", [28, 30, 31])
+def test_expressions_that_nest_deeply_are_computed_where_they_fit(parentheses: int) -> None:
+    deep = "(" * parentheses + "a + 1" + ")" * parentheses
+    language, book = programs({"a": "1", "b": deep, "c": f"{deep} + b", "d": "c + 1"}, rule="d == 5")
+    assert book.run(inputs(language)) == ({"a": 1, "b": 2, "c": 4, "d": 5}, [True], {})
+
+
+@given(st.lists(st.sets(st.integers(0, 19)), min_size=1, max_size=20), st.sets(st.integers(0, 19)))
 def test_running_together_gives_what_running_one_by_one_gives(reads: list[set[int]], fail: set[int]) -> None:
     facts = {
         f"f{number}": " + ".join(
@@ -92,7 +119,7 @@ def test_running_together_gives_what_running_one_by_one_gives(reads: list[set[in
 
 @pytest.mark.parametrize("looks", range(4))
 def test_the_budget_is_looked_at_behind_each_program(looks: int) -> None:
-    language, book = programs({"a": "1", "b": "a + 1", "c": "b + 1"})
+    language, book = programs({"a": "dyn(1)", "b": "dyn(a + 1)", "c": "dyn(b + 1)"})
     now_ns = iter([0] * (looks + 1) + [10**9] * 9)  # the first reading is that of the new budget
     variables = inputs(language)
     limit = Budget(10_000.0, deadline_ns=10**9, now_ns=lambda: next(now_ns), cpu_ns=lambda: 0)

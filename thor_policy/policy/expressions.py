@@ -209,18 +209,27 @@ class Language:
         ]
         return faults or Type(native.name(), native, call_of(tokens))
 
-    def compile(self, texts: Sequence[str], facts: Collection[str]) -> Program:
-        """Checked expressions as one program. Raises RuntimeError if they nest too deeply together."""
-        names = set().union(*map(names_in, texts))
+    def compile(
+        self, texts: Sequence[str], facts: Collection[str], within: Mapping[str, str] | None = None
+    ) -> Program:
+        """Checked expressions as one program. Raises RuntimeError if they nest too deeply together.
+
+        It computes the facts `within`, name -> text, for those that come later, and gives their values first.
+        """
+        within = within or {}
+        names = set().union(*map(names_in, (*within.values(), *texts)))
         functions.load(names)
         environment = self._environment(dict.fromkeys(facts, _T.DYN))
-        paths = names.union(*map(variables_in, texts))
+        paths = names.union(*map(variables_in, (*within.values(), *texts)))
         reads = [
             name
             for name in (*self._variables, *facts)
-            if any(path == name or path.startswith(f"{name}.") for path in paths)
+            if name not in within and any(path == name or path.startswith(f"{name}.") for path in paths)
         ]
-        return Program(environment.compile("[" + ",".join(f"{text}\n" for text in texts) + "]"), reads)
+        program = "[" + ",".join(f"{text}\n" for text in (*within, *texts)) + "]"
+        for name, text in reversed(list(within.items())):
+            program = f"cel.bind({name}, {text}\n, {program})"
+        return Program(environment.compile(program), reads)
 
     def forget_environments(self) -> None:
         """Free what a pack's checking needed, 0.2 MB an expression; later ones make it anew."""
