@@ -15,7 +15,7 @@ ANN, BOB = Lane("uid 1", "a"), Lane("uid 2", "b")
 
 
 def filled(*lanes: Lane) -> FairQueue[str]:
-    waiting: FairQueue[str] = FairQueue()
+    waiting: FairQueue[str] = FairQueue(clock_ns=lambda: 0)
     for number, lane in enumerate(lanes):
         waiting.put(f"{lane.share}/{lane.connection}/{number}", lane)
     return waiting
@@ -85,6 +85,29 @@ def test_a_caller_that_asks_seldom_is_served_at_once_after_a_piece_that_took_lon
         waiting.put("bob's many", BOB)
     many = served(waiting, 400)
     assert many.count("bob's many") == 300  # the 200 ms that are left of his credit, then every other turn
+
+
+def test_a_caller_that_asked_alone_is_not_behind_the_credit_of_a_newcomer() -> None:
+    """V6: where many requests of a newcomer came at once, the next one of a caller waited up to a second."""
+    now_ms = 0
+    waiting: FairQueue[str] = FairQueue(clock_ns=lambda: now_ms * 1_000_000)
+    for number in range(5_000):  # a millisecond of each 20
+        waiting.put(f"ann {number}", ANN)
+        now_ms += 1
+        served(waiting, 1)
+        now_ms += 19
+    for number in range(1_000):
+        waiting.put(f"bob {number}", BOB)
+    waiting.put("ann's next", ANN)
+    assert "ann's next" in served(waiting, 3)
+
+
+def test_a_caller_that_asked_without_pause_is_behind_the_credit_of_a_newcomer() -> None:
+    waiting = filled(*[ANN] * 5_000)
+    served(waiting, 4_000)
+    for _ in range(2_000):
+        waiting.put("bob", BOB)
+    assert served(waiting, 1_400).count("bob") == 1_200
 
 
 def test_a_caller_that_owes_waits_and_others_do_not() -> None:

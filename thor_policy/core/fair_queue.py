@@ -91,11 +91,22 @@ class FairQueue(Generic[T]):
     """Waiting work of any number of callers. `get` takes the next piece, `charge` says what it cost.
 
     A caller that used less than its share may catch up by `credit_ms`: so one that asks seldom is served at
-    once, also just after a piece that took long. A caller whose `debts` are too many waits.
+    once, also just after a piece that took long. Time in which nothing waits is nobody's: what a caller used
+    of it is not held against it, or one that asked alone would be behind the whole credit of a newcomer. A
+    caller whose `debts` are too many waits. `clock_ns` is the monotonic clock.
     """
 
-    def __init__(self, *, credit_ms: float = 1_000.0, debts: Debts | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        credit_ms: float = 1_000.0,
+        debts: Debts | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._credit_ms = credit_ms
+        self._clock_ns = clock_ns
+        #: Since when nothing waits and nothing is worked on; None: something is.
+        self._idle_ns: int | None = clock_ns()
         self._debts = debts
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -115,6 +126,9 @@ class FairQueue(Generic[T]):
     def put(self, item: T, lane: Lane = OWN) -> None:
         """Queue an item behind those of its lane; returns at once."""
         with self._lock:
+            if self._idle_ns is not None:
+                self._turn_ms += (self._clock_ns() - self._idle_ns) / 1e6
+                self._idle_ns = None
             share = self._shares.get(lane.share)
             if share is None:
                 begin_ms = max(self._turn_ms - self._credit_ms, self._used_ms.pop(lane.share, 0.0))
@@ -150,6 +164,8 @@ class FairQueue(Generic[T]):
     def charge(self, cost_ms: float) -> None:
         """Charge the share of the item that `get` gave last with the milliseconds that it took."""
         with self._lock:
+            if not self._size:
+                self._idle_ns = self._clock_ns()
             if self._served is None:
                 return
             share = self._shares.get(self._served)
