@@ -20,6 +20,9 @@ from thor_policy.daemon.shares import Places, Rates
 
 #: Bytes of requests that may wait to be decoded.
 _MOST_BYTES = 64 * 2**20
+#: Lanes whose connection is remembered: more than connections may be open. Where a message is read after its
+#: connection ended, the end is never reported.
+MOST_NOTED = 8_192
 #: When a caller whose part of them is full may try again, in milliseconds: they are decoded at once.
 _RETRY_MS = 20
 
@@ -37,6 +40,11 @@ class Inbox:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def noted(self) -> int:
+        """Lanes whose connection is remembered."""
+        return len(self._inodes)
 
     def reload(self, config: Config) -> None:
         """Begin anew with the rates of these settings."""
@@ -93,3 +101,9 @@ class Inbox:
             return
         self._inodes[lane] = inode
         self._lanes.setdefault(inode, []).append(lane)
+        if len(self._inodes) > MOST_NOTED:  # one that is open yet is noted again with its next message
+            oldest = next(iter(self._inodes))
+            its_inode = self._inodes.pop(oldest)
+            self._lanes[its_inode].remove(oldest)
+            if not self._lanes[its_inode]:
+                del self._lanes[its_inode]
