@@ -21,6 +21,7 @@ from tests.transport_fuzz import (
     KINDS,
     Stream,
     cut_everywhere,
+    frame,
     old_frame,
     opening,
     streams,
@@ -158,6 +159,20 @@ def test_hostile_streams_leave_the_daemon_serving(daemon: Target, seed: int) -> 
     assert {stream.kind for stream in hostile} == {*KINDS, "connect and close"}
     for burst in bursts(hostile):
         daemon.attack(burst)
+
+
+def test_subscribers_that_leave_are_forgotten_where_nothing_is_published(daemon: Target) -> None:
+    """Each kept its subscriptions, some 10 kB, until the next event that had a reader."""
+    subscriptions = b"".join(frame(b"\1" + bytes([number]) * 200) for number in range(60))
+    hostile = [Stream("subscriptions", opening(socket_type=b"SUB") + subscriptions)] * 3 * BURST
+    daemon.attack(hostile)
+    settled_mib = daemon.memory_mib()
+    for _ in range(5):
+        daemon.attack(hostile)
+    until_s = time.monotonic() + PATIENCE_MS / 1_000
+    while daemon.memory_mib() > settled_mib + GROWTH_MIB / 2 and time.monotonic() < until_s:
+        daemon.check_honest_client()
+    assert daemon.memory_mib() < settled_mib + GROWTH_MIB / 2
 
 
 @pytest.mark.soak

@@ -102,8 +102,13 @@ class Endpoints:
             self._tcp.bind()
 
     def poller(self, *others: int) -> zmq.Poller:
-        """Polls the sockets that requests come to, and these file descriptors."""
+        """Polls the sockets that requests come to, and these file descriptors.
+
+        The publisher is never readable: polled, it forgets subscribers that have left, which it does in calls
+        alone.
+        """
         poller = zmq.Poller()
+        poller.register(self._publisher, zmq.POLLIN)
         for peers in self.peers:
             poller.register(peers.router, zmq.POLLIN)
         if self._tcp is not None:
