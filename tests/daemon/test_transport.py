@@ -20,6 +20,7 @@ import pytest
 from tests.transport_fuzz import (
     KINDS,
     Stream,
+    command,
     cut_everywhere,
     frame,
     old_frame,
@@ -173,6 +174,14 @@ def test_subscribers_that_leave_are_forgotten_where_nothing_is_published(daemon:
     while daemon.memory_mib() > settled_mib + GROWTH_MIB / 2 and time.monotonic() < until_s:
         daemon.check_honest_client()
     assert daemon.memory_mib() < settled_mib + GROWTH_MIB / 2
+
+
+@pytest.mark.xfail(reason="libzmq 4.3.5: docs/explanation/transport.md", strict=False)
+def test_a_ping_behind_a_full_queue_leaves_the_daemon_serving(daemon: Target) -> None:
+    """libzmq reads it after the peer has left, and ends the process with an assertion."""
+    data = opening(1) + frame(b"{") * 70 + command(b"PING", b"\0\0")
+    for _ in range(8):
+        daemon.attack([Stream("commands", data)] * BURST)
 
 
 @pytest.mark.soak
