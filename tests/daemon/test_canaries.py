@@ -912,7 +912,11 @@ class TestWithTheModel:
         small = replace(config, pack=str(active), adapter="none")
         with serving(small) as served, Client(served.endpoint, timeout_ms=PATIENCE_S * 1000) as client:
             start(client, Candidate(model=str(other)), share=0.5)
-            contexts = [ask(client, number, "look", explain="inline") for number in range(5)]
+            contexts: list[dict[str, Any]] = []
+            for number in range(40):  # which arm each is in depends on the id of the canary
+                contexts.append(ask(client, number, "look", explain="inline"))
+                if len({context["model"]["sha256"] for context in contexts}) == 2:
+                    break
             change(client, "stop")
             again = ask(client, 0, "look")
         by_model = {context["model"]["sha256"]: str(context["probabilities"]) for context in contexts}
