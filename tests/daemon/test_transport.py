@@ -176,7 +176,7 @@ def test_subscribers_that_leave_are_forgotten_where_nothing_is_published(daemon:
     assert daemon.memory_mib() < settled_mib + GROWTH_MIB / 2
 
 
-@pytest.mark.xfail(reason="libzmq 4.3.5: docs/explanation/transport.md", strict=False)
+@pytest.mark.xfail(reason="libzmq 4.3.5 aborts; docs/explanation/transport.md says why", strict=False)
 def test_a_ping_behind_a_full_queue_leaves_the_daemon_serving(daemon: Target) -> None:
     """libzmq reads it after the peer has left, and ends the process with an assertion."""
     data = opening(1) + frame(b"{") * 70 + command(b"PING", b"\0\0")

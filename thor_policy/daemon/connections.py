@@ -20,9 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -31,6 +29,7 @@ import zmq
 from thor_policy.core.fair_queue import Lane
 from thor_policy.daemon import memory
 from thor_policy.daemon.shares import Places
+from thor_policy.daemon.sockets import let_zeromq_yield
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -59,13 +58,6 @@ _ENDLESS_S, _ENDLESS_SHORT_S = 0.15, 0.05
 _KEPT_OUT_S, _KEPT_OUT_MOST_S = 1.0, 16.0
 #: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
 _TRIM_BYTES = 32 * 2**20
-
-#: How much less often ZeroMQ's threads run than the daemon's others where both want a processor. A decode's
-#: threads wait for each other some hundred times. Beside connections that came without end they waited each
-#: time for a turn of ZeroMQ's: it took 1.1 s where it took 0.2. With 10, answers to others came too late.
-_NICE = 4
-#: The threads of this process, by number.
-_THREADS = Path("/proc/self/task")
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
@@ -318,7 +310,7 @@ class Connections:
             return
         self._round_ns = now_ns
         if self._yielding < len({opened.context for opened in self._watched}):  # one each, named once it runs
-            self._yielding = _let_zeromq_yield()
+            self._yielding = let_zeromq_yield()
         self._close_silent(now_ns)
         self._close_unread(now_ns)
         rest_s = _ROUND_S if self._is_short else 5 * _ROUND_S
@@ -475,20 +467,3 @@ def _pending(descriptor: int, question: int) -> int:
         return int.from_bytes(fcntl.ioctl(descriptor, question, b"\0" * 4), "little")
     except OSError:
         return 0
-
-
-def _let_zeromq_yield() -> int:
-    """Let ZeroMQ's threads in this process run less often than others; how many there are."""
-    threads = [int(thread.name) for thread in _THREADS.iterdir() if _name_of(thread).startswith("ZMQbg/IO")]
-    niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICE
-    for thread in threads:
-        with suppress(OSError):  # it has ended, or this is not allowed
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)
-    return len(threads)
-
-
-def _name_of(thread: Path) -> str:
-    try:
-        return (thread / "comm").read_text()
-    except OSError:  # it has ended
-        return ""
