@@ -444,8 +444,8 @@ class Config:
     )
     traffic_memory_mb: int = _setting(
         256,
-        "Memory that requests and replies may take, in MiB. Above it the daemon closes connections whose "
-        "message does not end, or that do not read their replies.",
+        "Memory that requests may take while they arrive, and replies until they are read, in MiB. Above it "
+        "the daemon closes the connection that holds most of the caller that holds most.",
         least=16,
         most=1_048_576,
     )

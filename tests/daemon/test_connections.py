@@ -1,7 +1,8 @@
-"""The connections of a real daemon: how many each caller has, and what libzmq must never meet."""
+"""The connections of a daemon: how many each caller has, what they may hold, and when they end."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -15,17 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
-from tests.transport_fuzz import frame, opening, write
+from tests.transport_fuzz import frame, greeting, opening
 from thor_policy.client.blocking import Client
 from thor_policy.client.connection import Connection
 from thor_policy.config import Config
 from thor_policy.core.errors import RequestError, Unreachable
-from thor_policy.daemon import shares
-from thor_policy.daemon.connections import UNREAD_REPORTS, Connections, connection_limit, shut
+from thor_policy.core.requests import Caller
+from thor_policy.daemon import connection, connections, shares, sockets
+from thor_policy.daemon.connection import Listener
+from thor_policy.daemon.connections import Connections, connection_limit
+from thor_policy.daemon.peers import bounds_of
 from thor_policy.daemon.service import serving
 from thor_policy.security.curve_keys import Keys
 from thor_policy.testing import load_stub_engine
@@ -63,6 +68,60 @@ def connect(path: str) -> socket.socket:
             return opened
 
 
+def write_raw(peer: socket.socket, data: bytes) -> None:
+    """Write as much as the other side takes at once."""
+    peer.setblocking(False)
+    with suppress(BlockingIOError):
+        while data:
+            data = data[peer.send(data) :]
+
+
+class Bare:
+    """Connections without a daemon, in the thread of the test: each message gets what `answer` says."""
+
+    def __init__(self, path: str) -> None:
+        self.counters: Counter[str] = Counter()
+        self.connections = Connections(capacity=40, headroom_bytes=2**30, counters=self.counters)
+        self.connections.listen(
+            Listener(sockets.bind(Path(path), 0o600), *sockets.REQUESTS, bounds_of(524_288))
+        )
+        self.path = path
+        self.peers: list[socket.socket] = []
+        self.received: list[bytes] = []
+        self.senders: list[connection.Connection] = []
+        self.answer: Callable[[bytes], list[bytes] | None] = lambda question: [question]
+
+    def connect(self) -> socket.socket:
+        self.peers.append(connect(self.path))
+        return self.peers[-1]
+
+    def serve(self, most: int = 64) -> None:
+        """One turn of a loop."""
+        self.connections.poll(0)
+        for sender, incoming in self.connections.receive(most, time.monotonic_ns() + 10**10):
+            self.received.append(incoming.frames[-1])
+            self.senders.append(sender)
+            if (answer := self.answer(incoming.frames[-1])) is not None:
+                self.connections.send(sender, answer)
+        self.connections.flush()
+
+    def serve_until(self, condition: Callable[[], bool]) -> None:
+        def turn() -> bool:
+            self.serve()
+            return condition()
+
+        await_true(turn)
+
+
+@pytest.fixture
+def bare(short_dir: Path) -> Iterator[Bare]:
+    opened = Bare(f"{short_dir}/p.sock")
+    yield opened
+    for peer in opened.peers:
+        peer.close()
+    opened.connections.close(0)
+
+
 @pytest.fixture
 def served(config: Config) -> Iterator[Config]:
     with serving(replace(config, max_connections=40), load_engine=load_stub_engine) as running:
@@ -72,15 +131,13 @@ def served(config: Config) -> Iterator[Config]:
 class TestLimit:
     @pytest.mark.parametrize(
         ("wanted", "files", "limit"),
-        [(4_096, 1_048_576, 4_096), (4_096, 8_192, 3_932), (4_096, 1_024, 256), (16, 64, 16)],
+        [(4_096, 1_048_576, 4_096), (4_096, 8_192, 4_096), (4_096, 1_024, 768), (16, 64, 16)],
     )
-    def test_leaves_room_for_what_is_accepted_before_it_is_seen(
-        self, wanted: int, files: int, limit: int
-    ) -> None:
+    def test_leaves_room_for_other_files(self, wanted: int, files: int, limit: int) -> None:
         assert connection_limit(wanted, files) == limit
 
     def test_is_held_against_silent_connections_and_a_caller_that_asks_gets_in(self, served: Config) -> None:
-        """V2: libzmq aborts where no file can be opened any more."""
+        """V2: there was no limit but that of open files, where libzmq aborts."""
         silent = [connect(str(served.socket_path)) for _ in range(300)]
         with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
             assert "decision" in client.evaluate(QUESTION)
@@ -134,123 +191,225 @@ class TestLimit:
             assert daemon.returncode == 0
 
 
-class TestReports:
-    def test_that_nobody_reads_stop_zeromq_from_accepting_more(self, short_dir: os.PathLike[str]) -> None:
-        """What the limit rests on: ZeroMQ waits for its reports to be read before it accepts more."""
-        endpoint = f"{short_dir}/p.sock"
-        with zmq.Context() as context:
-            router = context.socket(zmq.ROUTER)
-            watched = Connections(
-                capacity=9, headroom_bytes=2**30, counters=Counter(), on_closed=lambda _: None
-            )
-            watched.watch(router, asks=True)
-            router.bind(f"ipc://{endpoint}")
-            opened: list[socket.socket] = []
-            with suppress(AssertionError):
-                for _ in range(UNREAD_REPORTS + 200):
-                    until = time.monotonic() + 1
-                    attempt = socket.socket(socket.AF_UNIX)
-                    attempt.setblocking(False)
-                    opened.append(attempt)
-                    while True:
-                        try:
-                            attempt.connect(endpoint)
-                            break
-                        except BlockingIOError:
-                            assert time.monotonic() < until
-            accepted = len(opened) - 1
-            assert UNREAD_REPORTS <= accepted <= UNREAD_REPORTS + 102  # the queue of the listener
-            watched.start()
-            await_true(lambda: watched.open <= 9)
-            watched.stop()
-            for attempt in opened:
-                attempt.close()
-            router.close(linger=0)
-
-
 class TestDescriptors:
-    def test_that_became_another_connection_are_left_alone(self) -> None:
-        """Its caller may be the same: another process of this user."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.settimeout(PATIENCE_MS / 1_000)
-            inode = os.fstat(ours.fileno()).st_ino
-            shut(ours.fileno(), inode + 1)
-            ours.sendall(b"open")
-            assert theirs.recv(4) == b"open"
-            shut(ours.fileno(), inode)
-            assert theirs.recv(4) == b""
+    def test_that_run_out_let_nobody_in_for_a_while_and_end_nothing(
+        self, bare: Bare, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """V2, at the system call: libzmq aborts there."""
+        failures = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
+        accept = socket.socket.accept
 
-    def test_that_became_another_file_are_left_alone(self, tmp_path: Path) -> None:
-        """In a storm a connection's number is soon that of a file; each look at one left it open."""
-        with (tmp_path / "other").open("w") as other:
-            before = {path.name for path in Path("/proc/self/fd").iterdir()}
-            shut(other.fileno(), 1)
-            shut(2**20, 1)
-            assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
-            other.write("still open")
+        def failing(listener: socket.socket) -> Any:
+            if failures:
+                raise OSError(failures.pop(), "out of descriptors")
+            return accept(listener)
+
+        monkeypatch.setattr(socket.socket, "accept", failing)
+        peer = bare.connect()
+        bare.serve_until(lambda: bare.connections.open == 1)
+        assert bare.counters["accepts_failed"] == 4
+        peer.sendall(opening() + frame(b"question"))
+        bare.serve_until(lambda: bare.received == [b"question"])
+
+
+class TestReplies:
+    def test_that_are_not_read_stop_the_reading_of_requests_and_all_come_in_the_end(self, bare: Bare) -> None:
+        """Nothing is lost where a peer sends much and reads later."""
+        count, size = 400, 20_000
+        bare.answer = lambda question: [question, bytes(size)]
+        peer = bare.connect()
+        peer.setblocking(False)
+        data = opening() + b"".join(frame(b"%d" % number) for number in range(count))
+        peer.send(data)
+        for _ in range(200):
+            bare.serve()
+        assert len(bare.received) < count
+        held = bare.connections._open[next(iter(bare.connections._open))].waiting_bytes
+        assert held < 2 * 262_144
+        answers = bytearray()
+
+        def read_all() -> bool:
+            with suppress(BlockingIOError):
+                while part := peer.recv(65_536):
+                    answers.extend(part)
+            return answers.count(b"\2" + (size).to_bytes(8, "big")) == count
+
+        bare.serve_until(read_all)
+        assert bare.received == [b"%d" % number for number in range(count)]
+
+    def test_that_nobody_reads_for_long_end_the_connection(
+        self, bare: Bare, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bare.answer = lambda _: [bytes(400_000)]
+        peer = bare.connect()
+        peer.sendall(opening() + frame(b"question"))
+        bare.serve_until(lambda: bare.received == [b"question"])
+        bare.connections._look_at_all(time.monotonic_ns() + int(29e9))
+        assert bare.connections.open == 1
+        bare.connections._look_at_all(time.monotonic_ns() + int(31e9))
+        assert bare.connections.open == 0
+        assert bare.counters["connections_closed_unread"] == 1
+
+    def test_to_a_connection_that_ended_are_refused(self, bare: Bare) -> None:
+        peer = bare.connect()
+        peer.sendall(opening() + frame(b"question"))
+        bare.answer = lambda _: None
+        bare.serve_until(lambda: bare.received == [b"question"])
+        peer.close()
+        bare.serve_until(lambda: bare.connections.open == 0)
+        assert not bare.connections.send(bare.senders[0], [b"answer"])
+        assert [lane.connection for lane in bare.connections.take_ended()] == [1]
+
+
+class TestHandshakes:
+    @pytest.mark.parametrize("data", [b"", b"\xff", greeting(), greeting() + b"\x04"], ids=len)
+    def test_that_do_not_end_are_ended(self, bare: Bare, data: bytes) -> None:
+        bare.connect().sendall(data)
+        bare.serve_until(lambda: bare.connections.open == 1)
+        bare.connections._look_at_all(time.monotonic_ns() + int(4e9))
+        assert bare.connections.open == 1
+        bare.connections._look_at_all(time.monotonic_ns() + int(6e9))
+        assert (bare.connections.open, bare.counters["handshakes_failed"]) == (0, 1)
+
+    @pytest.mark.parametrize(
+        "data",
+        [b"GET / HTTP/1.1\r\n\r\n", greeting(major=2), greeting(mechanism=b"PLAIN"), opening(0, b"SUB")],
+        ids=["http", "version", "mechanism", "socket type"],
+    )
+    def test_that_fail_end_the_connection_and_are_counted(self, bare: Bare, data: bytes) -> None:
+        bare.connect().sendall(data)
+        bare.serve_until(lambda: bare.counters["handshakes_failed"] == 1)
+        assert bare.connections.open == 0
+
+
+class TestTurns:
+    @pytest.fixture
+    def connect_as(self, bare: Bare, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+        """A connection of each of these users, which sends its user's number a hundred times."""
+
+        def connect_all(uids: list[int]) -> None:
+            waiting = iter(uids)
+            monkeypatch.setattr(
+                connections, "peer_of", lambda _: Caller(transport="ipc", uid=next(waiting), gid=0, pid=1)
+            )
+            peers = []
+            for _ in uids:
+                peers.append(bare.connect())
+                bare.serve_until(lambda: bare.connections.open == len(peers))
+            for uid, peer in zip(uids, peers, strict=True):
+                peer.sendall(opening() + frame(b"%d" % uid) * 100)
+            bare.answer = lambda _: None
+
+        return connect_all
+
+    def test_of_callers_are_equal_however_many_connections_one_has(
+        self, bare: Bare, connect_as: Callable[[list[int]], None]
+    ) -> None:
+        connect_as([1] * 8 + [2])
+        while len(bare.received) < 160:
+            bare.serve(most=16)
+        assert bare.received[:160].count(b"2") == pytest.approx(80, abs=16)
+
+    def test_of_callers_are_equal_where_more_send_than_have_one_at_a_time(
+        self, bare: Bare, connect_as: Callable[[list[int]], None]
+    ) -> None:
+        connect_as([1] * 8 + [2, 3, 4, 5])
+        while len(bare.received) < 5 * 64:
+            bare.serve(most=16)
+        assert Counter(bare.received) == {b"%d" % uid: pytest.approx(64, abs=16) for uid in range(1, 6)}
+
+    def test_of_the_connections_of_a_caller_are_equal_too(
+        self, bare: Bare, connect_as: Callable[[list[int]], None]
+    ) -> None:
+        connect_as([1] * 20)
+        while len(bare.received) < 20 * 16:
+            bare.serve(most=16)
+        assert min(Counter(bare.senders).values()) >= 8
+        assert len(Counter(bare.senders)) == 20
 
 
 class TestMemory:
-    def test_that_is_short_ends_who_fills_it_and_nobody_whose_reply_waits(
-        self, short_dir: os.PathLike[str]
-    ) -> None:
-        endpoint, counters = f"{short_dir}/p.sock", Counter[str]()
-        watched = Connections(
-            capacity=9, headroom_bytes=-(2**40), counters=counters, on_closed=lambda _: None
-        )
-        with zmq.Context() as context, context.socket(zmq.ROUTER) as router, ExitStack() as stack:
-            router.set(zmq.LINGER, 0)
-            router.set(zmq.SNDHWM, 0)
-            router.set(zmq.RCVTIMEO, PATIENCE_MS)
-            watched.watch(router, asks=True)
-            router.bind(f"ipc://{endpoint}")
-            watched.start()
-            stack.callback(watched.stop)
-            patient, greedy = (stack.enter_context(connect(endpoint)) for _ in range(2))
-            for peer, replies in ((patient, 1), (greedy, 1_000)):
-                write(peer, opening() + frame(b"question"))  # and reads nothing from now on
-                route, _ = router.recv_multipart()
-                for _ in range(replies):
-                    router.send_multipart([route, bytes(10_000)])
-            await_true(lambda: watched.open == 1)
-            assert counters == {"connections_closed_for_memory": 1}
-            patient.sendall(frame(b"another question"))
-            assert router.recv_multipart()[1] == b"another question"
+    def test_that_is_short_ends_who_fills_it_and_nobody_else_whose_reply_waits(self, bare: Bare) -> None:
+        bare.connections._headroom_bytes = 3_000_000
+        bare.answer = lambda question: [bytes(1_000 * len(question))]
+        patient, greedy = bare.connect(), bare.connect()
+        for peer, question, count in ((patient, b"q" * 250, 1), (greedy, b"q" * 250, 1)):
+            write_raw(peer, opening() + frame(question) * count)  # and reads nothing from now on
+        bare.serve_until(lambda: len(bare.received) == 2)
+        assert bare.connections.open == 2
+        for sender in bare.senders[1:]:
+            bare.connections.send(sender, [bytes(4_000_000)])
+        bare.serve_until(lambda: bare.connections.open == 1)
+        assert bare.counters == {"connections_closed_for_memory": 1}
+        patient.sendall(frame(b"another"))
+        bare.serve_until(lambda: bare.received[-1] == b"another")
 
-    def test_that_is_short_ends_who_sends_a_message_without_end_and_keeps_it_out(
-        self, config: Config
-    ) -> None:
-        """ZeroMQ takes its frames at once: seldom does one lie in the kernel when this is looked at."""
+    def test_that_is_short_counts_what_has_arrived_and_is_no_message_yet(self, bare: Bare) -> None:
+        bare.connections._headroom_bytes = 100_000
+        peer = bare.connect()
+        write_raw(peer, opening() + frame(b"x" * 200_000, length=900_000))
+        bare.serve_until(lambda: bare.counters["connections_closed_for_memory"] == 1)
+
+    def test_that_is_short_keeps_who_fills_it_out(self, config: Config) -> None:
         config = replace(config, traffic_memory_mb=16)
+        question = json.dumps({"v": 1, "op": "similar", "request": {}}).encode()
         with serving(config, load_engine=load_stub_engine), ExitStack() as stack:
-            path = config.endpoint.removeprefix("ipc://")
-            honest = stack.enter_context(Client(config.endpoint, timeout_ms=PATIENCE_MS))
             control = stack.enter_context(Client(config.control_endpoint, timeout_ms=PATIENCE_MS))
-            assert "decision" in honest.evaluate(QUESTION)
-            endless = stack.enter_context(connect(path))
-            write(endless, opening() + frame(b"", 1))
-            frames = frame(bytes(2_000), 1) * 200_000
-            with pytest.raises(OSError):
-                endless.sendall(frames)
-            await_true(lambda: control.status().counters.get("connections_closed_for_memory", 0) == 1)
-            again = stack.enter_context(connect(path))
-            await_true(lambda: control.status().counters.get("connections_refused", 0) == 1)
-            again.close()
-            assert "decision" in honest.evaluate(QUESTION)
+
+            def is_kept_out() -> bool:
+                counters = control.status().counters
+                return (
+                    counters.get("connections_closed_for_memory", 0) > 0
+                    and counters.get("connections_refused", 0) > 0
+                )
+
+            greedy: list[socket.socket] = []
+
+            def fill() -> bool:
+                """Frames that are nearly complete, and replies that nobody reads."""
+                opened = stack.enter_context(connect(str(config.socket_path)))
+                greedy.append(opened)
+                opened.setblocking(False)
+                with suppress(OSError):
+                    opened.send(opening() + frame(question))
+                    opened.send(frame(bytes(100_000), length=120_000))
+                return is_kept_out()
+
+            await_true(fill)
+            for opened in greedy:
+                opened.close()
+
+            def is_back() -> bool:
+                try:
+                    with Client(config.endpoint, timeout_ms=1_000) as honest:
+                        return "decision" in honest.evaluate(QUESTION)
+                except Unreachable:
+                    return False
+
+            await_true(is_back)
 
     def test_that_a_caller_fills_again_and_again_keeps_it_out_twice_as_long_up_to_a_limit(self) -> None:
-        watched = Connections(capacity=9, headroom_bytes=0, counters=Counter(), on_closed=lambda _: None)
+        filled = Connections(capacity=9, headroom_bytes=0, counters=Counter())
 
         def kept_out_s(at_s: float) -> float:
-            watched._keep_out("uid:1", int(at_s * 1e9))
-            return watched.kept_out_until_ns("uid:1") / 1e9 - at_s
+            filled._keep_out("uid:1", int(at_s * 1e9))
+            return filled.kept_out_until_ns("uid:1") / 1e9 - at_s
 
         assert [kept_out_s(at_s) for at_s in (100, 102, 105)] == [1, 2, 4]
         assert kept_out_s(106) == 3  # another connection of it, while it is kept out
         assert [kept_out_s(at_s) for at_s in (110, 120, 140)] == [8, 16, 16]
         assert kept_out_s(140 + 32) == 1  # after a long time without
-        assert watched.kept_out_until_ns("uid:2") == 0
+        assert filled.kept_out_until_ns("uid:2") == 0
+        filled.close(0)
+
+    def test_that_a_barred_caller_fills_does_not_shorten_its_bar(self) -> None:
+        """A second without connections, as for any such caller, must not replace the minutes it has left."""
+        filled = Connections(capacity=9, headroom_bytes=0, counters=Counter())
+        now_ns = time.monotonic_ns()
+        filled.bar("uid:1", now_ns + 300 * 10**9)
+        filled._keep_out("uid:1", now_ns)
+        assert filled.kept_out_until_ns("uid:1") == now_ns + 300 * 10**9
+        filled.close(0)
 
 
 class TestBarredCaller:
@@ -335,25 +494,6 @@ class TestPlaces:
         with Client(served.endpoint, timeout_ms=PATIENCE_MS) as client:
             assert "decision" in client.evaluate(QUESTION)
             await_true(lambda: client.status().in_flight == 0)
-
-
-class TestThreads:
-    def test_of_zeromq_yield_to_those_that_decide(self, config: Config, tcp_endpoint: str) -> None:
-        """Where they did not, a decode beside connections without end took five times as long."""
-
-        def is_of_zeromq(thread: Path) -> bool:
-            with suppress(OSError):  # it has ended
-                return (thread / "comm").read_text().startswith("ZMQbg/IO")
-            return False
-
-        def niceness() -> list[int]:
-            new = [int(thread.name) for thread in THREADS.iterdir() if thread not in others]
-            return [os.getpriority(os.PRIO_PROCESS, n) for n in new if is_of_zeromq(THREADS / str(n))]
-
-        Keys(config.keys_dir).new("anybody", ("ask",), 0.0)
-        others, own = set(THREADS.iterdir()), os.getpriority(os.PRIO_PROCESS, os.getpid())
-        with serving(replace(config, tcp_endpoint=tcp_endpoint), load_engine=load_stub_engine):
-            await_true(lambda: niceness() == [own + 4] * 2)
 
 
 class TestEvents:

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
-import zmq
 
 from thor_policy.config import Config
 from thor_policy.core.fair_queue import Lane
-from thor_policy.core.results import Closed
-from thor_policy.daemon.inbox import MOST_NOTED, Inbox
+from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.peers import Received, Sender
 
 
-@pytest.fixture
-def connection() -> Iterator[int]:
-    reading, writing = os.pipe()
-    yield reading
-    os.close(reading)
-    os.close(writing)
-
-
-def received(number: int, connection: int) -> Received:
-    """A message of a peer of its own, which nobody identified."""
+def received(share: str, connection: int) -> Received:
+    """A message that nobody identified."""
     nobody: Any = None
-    route = number.to_bytes(5, "big")
-    sender = Sender(nobody, route, (), nobody, Lane("uid:1", route), 0, 1)
-    return Received(sender, zmq.Frame(b"x"), None, connection)
+    return Received(Sender(nobody, (), nobody, Lane(share, connection), 0, 1), b"x", None)
 
 
-def test_connections_whose_end_is_never_reported_are_forgotten_in_time(connection: int) -> None:
-    """Each message that was read after its connection had ended kept an entry for ever."""
-    inbox = Inbox(Config(caller_requests_per_s=0, caller_bytes_per_s=0))
-    for number in range(2 * MOST_NOTED):
-        inbox.put(received(number, connection))
-        inbox.handle(lambda _: None, for_ns=10**9)
-    assert inbox.noted == MOST_NOTED
-
-
-def test_what_waits_of_a_connection_that_ended_is_dropped(connection: int) -> None:
+def test_what_waits_of_a_connection_that_ended_is_dropped_for_all_callers_that_it_spoke_for() -> None:
     inbox = Inbox(Config())
-    for number in (1, 1, 2):
-        assert inbox.put(received(number, connection)) is None
-    lanes, dropped = inbox.drop(Closed(os.fstat(connection).st_ino))
-    assert {lane.connection for lane in lanes} == {(1).to_bytes(5, "big"), (2).to_bytes(5, "big")}
-    assert (dropped, len(inbox), inbox.noted) == (3, 0, 0)
+    for share, connection in (("uid:1", 1), ("uid:1 for kim", 1), ("uid:1", 2), ("uid:1", 1)):
+        assert inbox.put(received(share, connection)) is None
+    lanes, dropped = inbox.drop(Lane("uid:1", 1))
+    assert lanes == {Lane("uid:1", 1), Lane("uid:1 for kim", 1)}
+    assert (dropped, len(inbox)) == (3, 1)
+    assert inbox.drop(Lane("uid:1", 1)) == (set(), 0)
+
+
+def test_what_was_handled_waits_no_more() -> None:
+    inbox, handled = Inbox(Config()), list[Received]()
+    message = received("uid:1", 1)
+    inbox.put(message)
+    inbox.handle(handled.append, for_ns=10**9)
+    assert (handled, len(inbox)) == ([message], 0)
+    assert inbox.drop(Lane("uid:1", 1)) == ({Lane("uid:1", 1)}, 0)

@@ -427,14 +427,13 @@ class TestAdapter:
 
 class TestAuthorisation:
     def test_only_root_and_the_user_of_the_daemon_may_load_a_pack(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch, other: Path
+        self, served: Config, monkeypatch: pytest.MonkeyPatch, other: Path
     ) -> None:
         own_uid = os.geteuid()
         monkeypatch.setattr("thor_policy.daemon.server.os.geteuid", lambda: own_uid + 1)
-        monkeypatch.setattr(
-            "thor_policy.daemon.server.caller_of", lambda _: local_caller(own_uid + 2), raising=True
-        )
-        assert refused(client, task="load", pack=str(other)).code == "unauthorized"
+        monkeypatch.setattr("thor_policy.daemon.connections.peer_of", lambda _: local_caller(own_uid + 2))
+        with Client(served.endpoint, timeout_ms=60_000) as stranger:
+            assert refused(stranger, task="load", pack=str(other)).code == "unauthorized"
 
 
 def local_caller(uid: int) -> Any:

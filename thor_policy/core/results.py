@@ -108,12 +108,5 @@ class KeyLookup:
     prior: PriorRecord | RequestError | None
 
 
-@dataclass(frozen=True)
-class Closed:
-    """A connection ended; `inode` is that of its socket, which the kernel gives no other one meanwhile."""
-
-    inode: int
-
-
 #: What arrives in the main thread's mailbox with a ticket.
 Report: TypeAlias = EngineResult | JobDone | KeyLookup

@@ -1,66 +1,58 @@
-"""The connections of the daemon's sockets: how many each caller may have, and which are closed.
+"""The connections of one thread: accepted, read in turn, written, and closed where they take too much.
 
-Owns the account of open connections and a thread that reads what ZeroMQ reports of them. Invariant: open
-connections never exceed the limit of open files, because ZeroMQ waits until its reports are read before it
-accepts more, and this thread closes what exceeds a caller's part. libzmq itself would abort the process
-(docs/explanation/transport.md). A connection is closed by shutting its file descriptor down: ZeroMQ then
-sees its end. Own thread; `note_message`, `close` and `watch` are for any thread.
+Owns the listeners, their connections and what waits in them. Invariant: connections and the memory that they
+take are bounded in all and shared between the callers; nothing that a peer does raises here, or keeps the
+thread for longer than the time that it was given. Where descriptors run out, nobody is accepted for a while.
+The thread that polls.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import itertools
 import logging
-import os
 import resource
+import select
 import socket
-import struct
-import termios
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TypeAlias
-
-import zmq
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from thor_policy.core.fair_queue import Lane
-from thor_policy.daemon import memory
+from thor_policy.daemon.connection import Connection, Listener, peer_of
 from thor_policy.daemon.shares import Places
-from thor_policy.daemon.sockets import let_zeromq_yield
+from thor_policy.protocol.zmtp import Incoming, Session, TooManyFrames, Violation
 from thor_policy.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-#: Reports of a socket that ZeroMQ keeps before it waits, which is how many connections may be open that
-#: this thread does not know of: 1,000 (its default) and 1.
-UNREAD_REPORTS = 1_001
-#: Open files that are not connections: journal, model, threads, reports.
+#: Open files that are not connections: journal, model, threads.
 _RESERVED_FILES = 256
-#: Sockets whose connections are watched, at most.
-_SOCKETS = 4
-#: How often memory is looked at, how often while it is short, and how often everything else, in seconds.
-_TURN_S, _SHORT_TURN_S, _ROUND_S = 0.05, 0.005, 1.0
+#: Connections accepted at a time, and how long a listener rests after so many, or after a lack of
+#: descriptors, in nanoseconds: a storm of them leaves the processor to the others.
+_ACCEPTED_AT_ONCE, _LISTENER_REST_NS, _LACK_REST_NS = 16, 5_000_000, 100_000_000
+_LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: Connections of which the kernel says at a time that something arrived.
+_EVENTS_AT_ONCE = 256
+#: Messages read of a connection before the next caller has its turn.
+_TURN_MESSAGES = 8
+#: How long a peer may take for its handshake, how often connections are looked at, how often memory is, in
+#: seconds.
+_HANDSHAKE_S, _ROUND_S, _MEASURE_S = 5.0, 0.25, 0.02
 #: Connections that have sent no request may be this old, or this many of each caller, or both.
 _SILENT_S, _SILENT_MOST = 1.0, 16
-#: After this time an silent connection is counted and logged, once.
+#: After this time a silent connection is counted and logged, once.
 _SILENT_LONG_S = 10.0
-#: A peer that lets replies lie this long is disconnected, in seconds; where memory is short, for the shorter
-#: time.
-_UNREAD_S, _UNREAD_SHORT_S = 30.0, 1.0
-#: Where memory is short, a peer is disconnected that sends, and ends no message for this time, in seconds;
-#: for the shorter time where twice as much is taken. 1.5 gigabytes come in each second.
-_ENDLESS_S, _ENDLESS_SHORT_S = 0.15, 0.05
-#: For this time after that, its caller gets no new connection, in seconds; twice as long each time that it
-#: does so again within the longest of them.
+#: A peer that takes nothing of what waits for it is disconnected after this time, in seconds.
+_UNREAD_S = 30.0
+#: Bytes of events that may wait for one subscriber; of more it misses some.
+_UNREAD_EVENTS_BYTES = 1_048_576
+#: Subscriptions of one subscriber.
+_MOST_SUBSCRIPTIONS = 256
+#: For this time after its connections filled memory a caller gets no new one, in seconds; twice as long each
+#: time that they do so again within the longest of them.
 _KEPT_OUT_S, _KEPT_OUT_MOST_S = 1.0, 16.0
-#: Memory beyond that of a daemon at rest above which the allocator returns what is free, in bytes.
-_TRIM_BYTES = 32 * 2**20
-
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 def raise_file_limit() -> int:
@@ -75,55 +67,31 @@ def raise_file_limit() -> int:
 
 def connection_limit(wanted: int, file_limit: int) -> int:
     """How many connections may be open where `file_limit` files may: fewer than `wanted` if that is low."""
-    spare = file_limit - _RESERVED_FILES - _SOCKETS * UNREAD_REPORTS
-    return max(16, min(wanted, max(spare, file_limit // 4)))
-
-
-#: A connection: the number of its socket, because reports of two sockets come in any order, and its file
-#: descriptor.
-_Key: TypeAlias = tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Connection:
-    """An open connection: whose it is, since when, and whether a request came by it."""
-
-    lane: Lane
-    inode: int
-    asks: bool
-    accepted_ns: int
-    message_ns: int = 0
-    counted: bool = False
-    closed: bool = False
-    #: Who sends by it, once that is known: a user, or a key over tcp.
-    sender: str = ""
-    #: When memory was short and it was first seen to send, since its last message; 0 if it was not.
-    sending_ns: int = 0
-    unread_bytes: int = 0
-    unread_since_ns: int = 0
+    return max(16, min(wanted, file_limit - _RESERVED_FILES))
 
 
 class Connections:
-    """Watches ZeroMQ sockets. `capacity` connections may be open in all.
+    """The connections of `capacity` at most, which take `headroom_bytes` of memory at most."""
 
-    `headroom_bytes` is the memory that traffic may take; above it, connections that send without end or read
-    nothing are closed. `on_closed` gets the inode of each that has sent a request and ended, on this thread.
-    """
-
-    def __init__(
-        self,
-        *,
-        capacity: int,
-        headroom_bytes: int,
-        counters: Counter[str],
-        on_closed: Callable[[int], None],
-    ) -> None:
+    def __init__(self, *, capacity: int, headroom_bytes: int, counters: Counter[str]) -> None:
         self._capacity = capacity
         self._headroom_bytes = headroom_bytes
         self._counters = counters
-        self._on_closed = on_closed
-        self._open: dict[_Key, _Connection] = {}
-        self._open_to: Counter[int] = Counter()
+        self._epoll = select.epoll()
+        self._listeners: dict[int, Listener] = {}
+        #: Until when listeners rest, in monotonic nanoseconds.
+        self._resting: dict[int, int] = {}
+        #: All connections by descriptor, the oldest first.
+        self._open: dict[int, Connection] = {}
+        #: Those of which something may be read or taken out, with something to write, and that hold memory.
+        self._readable: dict[int, Connection] = {}
+        self._unflushed: dict[int, Connection] = {}
+        self._holding: dict[int, Connection] = {}
+        self._subscribers: dict[int, Connection] = {}
+        #: When those that still had more to send last had a turn, in monotonic nanoseconds.
+        self._turn_ns: dict[str, int] = {}
+        self._ended: list[Lane] = []
+        self._numbers = itertools.count(1)
         self._places = Places()
         #: Until when callers may have no connection to ask by, in monotonic nanoseconds.
         self._barred_ns: dict[str, int] = {}
@@ -131,229 +99,304 @@ class Connections:
         self._kept_out_ns: dict[str, int] = {}
         #: When callers last filled memory, and for how long they were kept out then, in seconds.
         self._filled: dict[str, tuple[int, float]] = {}
-        #: Who is to be barred, and until when, as other threads say it.
-        self._to_bar: SimpleQueue[tuple[str, int]] = SimpleQueue()
-        self._monitors: dict[zmq.Socket[bytes], tuple[int, bool]] = {}
-        self._watched: list[zmq.Socket[bytes]] = []
-        #: Numbers of the sockets that barred callers are kept out of.
-        self._barring: set[int] = set()
         self._limit = logs.Limit()
-        #: Threads of ZeroMQ that yield to the others.
-        self._yielding = 0
-        self._ended = False
-        self._all_read = threading.Event()
-        self._round_ns = self._trimmed_ns = 0
-        self._rest_bytes = 0
-        self._is_short = False
-        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._measured_ns = self._round_ns = 0
 
     @property
     def open(self) -> int:
-        """Connections that are open now."""
+        """Connections that are open now. Any thread."""
         return len(self._open)
 
-    def open_to(self, number: int) -> int:
-        """Connections to the socket with this number that are open now. Any thread."""
-        return self._open_to[number]
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether anybody has subscribed to anything."""
+        return bool(self._subscribers)
 
-    def watch(
-        self, opened: zmq.Socket[bytes], *, asks: bool, bars: bool = False, handshakes: bool = False
-    ) -> int:
-        """Watch a socket that is not bound yet, before `start`; returns its number.
+    def listen(self, listener: Listener) -> None:
+        """Accept connections from now on."""
+        self._listeners[listener.opened.fileno()] = listener
+        self._epoll.register(listener.opened, select.EPOLLIN)
 
-        `asks`: its peers send requests; `bars`: barred callers are kept out of it; `handshakes`: count those
-        that fail.
-        """
-        address = f"inproc://connections-{len(self._monitors)}"
-        opened.monitor(address, _EVENTS | _FAILED if handshakes else _EVENTS)
-        monitor = opened.context.socket(zmq.PAIR)
-        monitor.set(zmq.RCVHWM, 1)
-        monitor.set(zmq.LINGER, 0)
-        monitor.connect(address)
-        self._monitors[monitor] = len(self._watched), asks
-        if bars:
-            self._barring.add(len(self._watched))
-        self._watched.append(opened)
-        return len(self._watched) - 1
+    def watch(self, descriptor: int) -> None:
+        """End a `poll` early when this descriptor is readable."""
+        self._epoll.register(descriptor, select.EPOLLIN)
 
-    def start(self) -> None:
-        """Begin to watch; the memory of the process now is that of a daemon at rest."""
-        self._rest_bytes = memory.resident_bytes()
-        self._thread.start()
+    # ------------------------------------------------------------ in
 
-    def stop(self) -> None:
-        """End the thread. The sockets report nothing any more, so that closing them waits for nobody."""
-        # pyzmq holds the interpreter while it waits for a report that ZeroMQ cannot deliver, and then this
-        # thread could not read it: so the reports are read first, and 1,001 do not come at once
-        if self._thread.is_alive():
-            self._all_read.clear()
-            self._all_read.wait(5)
-        for opened in self._watched:
-            opened.disable_monitor()
-        self._ended = True
-        if self._thread.is_alive():
-            self._thread.join(5)
-
-    def note_message(self, descriptor: int, sender: str, now_ns: int) -> None:
-        """A message of this caller was read from a connection."""
-        for number in range(len(self._watched)):
-            connection = self._open.get((number, descriptor))
+    def poll(self, timeout_ms: float) -> None:
+        """Wait until something arrives, at most so long; accept, write, and close what takes too much."""
+        now_ns = time.monotonic_ns()
+        if self._readable:
+            timeout_ms = 0
+        for descriptor, until_ns in list(self._resting.items()):
+            if until_ns <= now_ns:
+                del self._resting[descriptor]
+                self._epoll.modify(descriptor, select.EPOLLIN)
+            else:
+                timeout_ms = min(timeout_ms, (until_ns - now_ns) / 1e6)
+        if self._open:
+            timeout_ms = min(timeout_ms, _ROUND_S * 1e3)
+        accepting = []
+        for descriptor, events in self._epoll.poll(timeout_ms / 1e3, _EVENTS_AT_ONCE):
+            connection = self._open.get(descriptor)
             if connection is not None:
-                connection.message_ns, connection.sender = now_ns, sender
+                self._note(connection, events)
+            elif descriptor in self._listeners:
+                accepting.append(descriptor)
+        now_ns = time.monotonic_ns()
+        for descriptor in accepting:  # last: a new connection may get the number of one that just ended
+            self._accept(descriptor, now_ns)
+        if now_ns - self._measured_ns >= _MEASURE_S * 1e9:
+            self._measured_ns = now_ns
+            self._relieve(now_ns)
+        if now_ns - self._round_ns >= _ROUND_S * 1e9:
+            self._round_ns = now_ns
+            self._look_at_all(now_ns)
 
-    def close(self, descriptor: int, sender: str) -> None:
-        """Close the connection with this descriptor, if this caller sends by it."""
-        for number in range(len(self._watched)):
-            connection = self._open.get((number, descriptor))
-            if connection is not None and connection.sender == sender:
-                shut(descriptor, connection.inode)
+    def receive(self, most: int, until_ns: int) -> Iterator[tuple[Connection, Incoming]]:
+        """Messages that have arrived, `most` at most and until then (monotonic): the callers in turn."""
+        by_caller: dict[str, deque[Connection]] = {}
+        for connection in self._readable.values():
+            by_caller.setdefault(connection.lane.share, deque()).append(connection)
+        self._turn_ns = {share: self._turn_ns.get(share, 0) for share in by_caller}
+        turns = deque(by_caller[share] for share in sorted(by_caller, key=self._turn_ns.__getitem__))
+        now_ns = time.monotonic_ns()
+        while turns and most > 0 and now_ns < until_ns:
+            turn = turns.popleft()
+            connection = turn.popleft()
+            self._turn_ns[connection.lane.share] = now_ns
+            for _ in range(_TURN_MESSAGES):
+                incoming = self._next_of(connection)
+                if incoming is None:
+                    break
+                most, now_ns = most - 1, time.monotonic_ns()
+                if incoming.frames:
+                    connection.message_ns = now_ns
+                    if connection.asks:
+                        yield connection, incoming
+                    else:
+                        self._subscribe(connection, incoming)
+                if now_ns >= until_ns:
+                    break
+            else:
+                turn.append(connection)
+            if not connection.closed:
+                self._hold(connection)
+            if self._readable.pop(connection.descriptor, None) is connection:  # it is the last of its caller
+                self._readable[connection.descriptor] = connection
+            if turn:
+                turns.append(turn)
+
+    def take_ended(self) -> list[Lane]:
+        """The lanes of connections that have sent something, and ended since this was last called."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _note(self, connection: Connection, events: int) -> None:
+        """What the kernel says of a connection."""
+        if events & select.EPOLLOUT:
+            self._flush(connection, time.monotonic_ns())
+        if events & select.EPOLLIN:
+            connection.may_read = True
+            self._readable[connection.descriptor] = connection
+        elif events & (select.EPOLLHUP | select.EPOLLERR):
+            self._end(connection)
+
+    def _next_of(self, connection: Connection) -> Incoming | None:
+        """The next message of a connection; None if it has no more now, or has ended."""
+        if connection.closed:
+            return None
+        if connection.is_full:  # until `_flush` has written some of it
+            connection.is_paused = True
+            self._readable.pop(connection.descriptor, None)
+            return None
+        try:
+            incoming = connection.message()
+            if incoming is None and connection.may_read:
+                connection.may_read = False
+                if not connection.read():
+                    if connection.caller is None and not connection.session.is_ready:
+                        self._counters["handshakes_failed"] += 1  # who is no local user may have no key
+                    self._end(connection)
+                    return None
+                incoming = connection.message()
+        except TooManyFrames:
+            self._close_for("connections_closed_for_frames", connection)
+            return None
+        except Violation as violation:
+            connection.queue_bytes(violation.reply)
+            connection.flush(0)
+            ready = connection.session.is_ready
+            self._close_for("connections_closed_for_protocol" if ready else "handshakes_failed", connection)
+            return None
+        if connection.waiting_bytes:
+            self._unflushed[connection.descriptor] = connection
+        if not connection.sender and connection.session.is_ready:
+            connection.sender = connection.listener.sender(connection.session.mechanism)
+        if incoming is None:
+            self._readable.pop(connection.descriptor, None)
+        return incoming
+
+    def _subscribe(self, connection: Connection, incoming: Incoming) -> None:
+        """Take in a subscription, or its end: a byte and what the topic begins with."""
+        kind, topic = incoming.frames[0][:1], incoming.frames[0][1:]
+        if kind == b"\1" and len(connection.subscriptions) < _MOST_SUBSCRIPTIONS:
+            connection.subscriptions.add(topic)
+            self._subscribers[connection.descriptor] = connection
+        elif kind == b"\0":
+            connection.subscriptions.discard(topic)
+            if not connection.subscriptions:
+                self._subscribers.pop(connection.descriptor, None)
+        else:
+            self._close_for("connections_closed_for_protocol", connection)
+
+    # ------------------------------------------------------------ out
+
+    def send(self, connection: Connection, frames: Sequence[bytes]) -> bool:
+        """Queue a message for `flush`; False if the connection has ended."""
+        if connection.closed:
+            return False
+        connection.queue(frames)
+        self._unflushed[connection.descriptor] = connection
+        return True
+
+    def publish(self, frames: Sequence[bytes]) -> None:
+        """Queue an event for whoever subscribed; one that reads too slowly misses it."""
+        data = b""
+        for connection in self._subscribers.values():
+            if not any(map(frames[0].startswith, connection.subscriptions)):
+                continue
+            if connection.waiting_bytes > _UNREAD_EVENTS_BYTES:
+                self._counters["events_missed"] += 1
+                continue
+            data = data or connection.session.encoded(frames)
+            connection.queue_bytes(data)
+            self._unflushed[connection.descriptor] = connection
+
+    def flush(self) -> None:
+        """Write what was queued, as much as the kernel takes."""
+        if self._unflushed:
+            now_ns, unflushed = time.monotonic_ns(), self._unflushed
+            self._unflushed = {}
+            for connection in unflushed.values():
+                if not connection.closed:
+                    self._flush(connection, now_ns)
+
+    def _flush(self, connection: Connection, now_ns: int) -> None:
+        if not connection.flush(now_ns):
+            self._end(connection)
+            return
+        if connection.is_paused and not connection.is_full:
+            connection.is_paused = False
+            self._readable[connection.descriptor] = connection
+        wanted = select.EPOLLIN
+        if connection.waiting_bytes:
+            wanted = select.EPOLLOUT if connection.is_full else select.EPOLLIN | select.EPOLLOUT
+        if wanted != connection.events:
+            connection.events = wanted
+            self._epoll.modify(connection.descriptor, wanted)
+            self._hold(connection)
+
+    # ------------------------------------------------------------ beginning and end
+
+    def _accept(self, descriptor: int, now_ns: int) -> None:
+        """Accept who waits, some of them; then the listener rests."""
+        listener, rest_ns = self._listeners[descriptor], _LISTENER_REST_NS
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                opened, address = listener.opened.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _LACKS:
+                    continue  # it has left
+                self._counters["accepts_failed"] += 1
+                rest_ns = _LACK_REST_NS
+                break
+            try:
+                self._add(listener, opened, address, now_ns)
+            except OSError:  # it has left
+                opened.close()
+        self._resting[descriptor] = now_ns + rest_ns
+        self._epoll.modify(descriptor, 0)
+
+    def _add(self, listener: Listener, opened: socket.socket, address: Any, now_ns: int) -> None:
+        """Take in a connection, unless it is one too many. Raises OSError."""
+        caller = peer_of(opened) if opened.family == socket.AF_UNIX else None
+        share = f"address:{address[0]}" if caller is None else caller.who or ""
+        lane = Lane(share, next(self._numbers))
+        session = Session(
+            listener.mechanism(),
+            socket_type=listener.socket_type,
+            peer_types=listener.peer_types,
+            bounds=listener.bounds,
+        )
+        opened.setblocking(False)
+        connection = Connection(opened, session, caller=caller, lane=lane, listener=listener, now_ns=now_ns)
+        self._epoll.register(connection.descriptor, select.EPOLLIN)
+        has_place = self._places.has_place(lane, self._capacity)
+        self._places.take(lane)
+        self._open[connection.descriptor] = connection
+        if listener.bars and self.kept_out_until_ns(share) > now_ns:
+            self._close_for("connections_refused", connection)
+        elif not has_place:
+            self._close_for("connections_refused", self._oldest_silent(share) or connection)
+        if not connection.closed:
+            connection.take_outgoing()
+            self._flush(connection, now_ns)
+
+    def _oldest_silent(self, share: str) -> Connection | None:
+        """The oldest connection of a caller that could have sent a request, and has not."""
+        for connection in self._open.values():
+            if connection.lane.share == share and connection.asks and not connection.message_ns:
+                return connection
+        return None
+
+    def _end(self, connection: Connection) -> None:
+        """Forget a connection, and close it."""
+        if connection.closed:
+            return
+        for table in (self._open, self._readable, self._unflushed, self._holding, self._subscribers):
+            table.pop(connection.descriptor, None)
+        connection.close()
+        self._places.give_back(connection.lane)
+        if connection.asks and connection.message_ns:
+            self._ended.append(connection.lane)
+
+    def _close_for(self, counter: str, connection: Connection) -> None:
+        """End a connection that has done what `counter` counts."""
+        self._counters[counter] += 1
+        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
+            fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
+            log.warning("a connection was closed", extra=fields)
+        self._end(connection)
+
+    def close(self, linger_s: float) -> None:
+        """Write what waits, within so many seconds; then end all connections and listeners."""
+        until_s = time.monotonic() + linger_s
+        for connection in list(self._open.values()):
+            if connection.waiting_bytes and not connection.is_stuck:
+                connection.finish(until_s)
+        for connection in list(self._open.values()):
+            self._end(connection)
+        for listener in self._listeners.values():
+            listener.opened.close()
+        self._epoll.close()
+
+    # ------------------------------------------------------------ who is kept out
 
     def bar(self, sender: str, until_ns: int) -> None:
         """Close what this caller asks by, and accept no such connection of it until then (monotonic time)."""
-        self._to_bar.put((sender, until_ns))
+        now_ns = time.monotonic_ns()
+        self._barred_ns = {name: until for name, until in self._barred_ns.items() if until > now_ns}
+        self._barred_ns[sender] = until_ns
+        for connection in list(self._open.values()):
+            if connection.listener.bars and sender in (connection.sender, connection.lane.share):
+                self._close_for("connections_closed_barred", connection)
 
     def kept_out_until_ns(self, sender: str) -> int:
         """Until when a caller gets no new connection, in monotonic nanoseconds; 0 if it does."""
         return max(self._barred_ns.get(sender, 0), self._kept_out_ns.get(sender, 0))
-
-    # ------------------------------------------------------------ the thread
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        for monitor in self._monitors:
-            poller.register(monitor, zmq.POLLIN)
-        try:
-            while not self._ended:
-                wait_s = _SHORT_TURN_S if self._is_short else _TURN_S
-                drained = [self._read(monitor) for monitor, _ in poller.poll(int(wait_s * 1e3))]
-                if all(drained):
-                    self._all_read.set()
-                self._turn(time.monotonic_ns())
-        except zmq.ContextTerminated:
-            pass
-        finally:
-            for monitor in self._monitors:
-                monitor.close(linger=0)
-
-    def _read(self, monitor: zmq.Socket[bytes]) -> bool:
-        """Take what ZeroMQ reports of one socket, as much as it keeps; whether that was all."""
-        number, asks = self._monitors[monitor]
-        for _ in range(UNREAD_REPORTS):
-            try:
-                report, _ = monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return True
-            (kind, descriptor), now_ns = struct.unpack("=Hi", report), time.monotonic_ns()
-            key = number, descriptor
-            if kind == zmq.EVENT_DISCONNECTED:
-                self._forget(key)
-            elif kind == zmq.EVENT_ACCEPTED:
-                self._forget(key)  # its end was not reported
-                self._accepted(key, asks, now_ns)
-            else:
-                self._counters["handshakes_failed"] += 1
-        return False
-
-    def _accepted(self, key: _Key, asks: bool, now_ns: int) -> None:
-        peer = _peer_of(key[1])
-        if peer is None:
-            return
-        share, inode = peer
-        lane = Lane(share, key)
-        has_place = self._places.has_place(lane, self._capacity)
-        self._places.take(lane)
-        self._open[key] = _Connection(lane, inode, asks, now_ns)
-        self._open_to[key[0]] += 1
-        if key[0] in self._barring and self.kept_out_until_ns(share) > now_ns:
-            self._close_for("connections_refused", key)
-        elif not has_place:
-            self._refuse(share, key)
-
-    def _refuse(self, share: str, newest: _Key) -> None:
-        """Close the oldest connection of a caller that has sent no request, or else the newest one."""
-        silent = (
-            key
-            for key, connection in self._open.items()
-            if connection.asks and not connection.message_ns and connection.lane.share == share
-        )
-        self._close_for("connections_refused", next(silent, newest))
-
-    def _forget(self, key: _Key) -> None:
-        connection = self._open.pop(key, None)
-        if connection is None:
-            return
-        self._open_to[key[0]] -= 1
-        self._places.give_back(connection.lane)
-        if connection.asks and connection.message_ns and not _is_open(key[1], connection.inode):
-            self._on_closed(connection.inode)
-
-    def _close_for(self, counter: str, key: _Key) -> None:
-        """Close a connection that has done what `counter` counts."""
-        self._counters[counter] += 1
-        connection = self._open[key]
-        connection.closed = True
-        connection.message_ns = connection.message_ns or 1  # so that it is not chosen again
-        if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
-            fields = logs.fields(reason=counter, peer=connection.lane.share, unlogged=unlogged or None)
-            log.warning("a connection was closed", extra=fields)
-        shut(key[1], connection.inode)
-
-    # ------------------------------------------------------------ rounds
-
-    def _turn(self, now_ns: int) -> None:
-        used = memory.resident_bytes() - self._rest_bytes
-        self._is_short = used > self._headroom_bytes
-        if self._is_short:
-            self._relieve(now_ns, _ENDLESS_SHORT_S if used > 2 * self._headroom_bytes else _ENDLESS_S)
-        self._close_barred(now_ns)
-        if now_ns - self._round_ns < _ROUND_S * 1e9:
-            return
-        self._round_ns = now_ns
-        if self._yielding < len({opened.context for opened in self._watched}):  # one each, named once it runs
-            self._yielding = let_zeromq_yield()
-        self._close_silent(now_ns)
-        self._close_unread(now_ns)
-        rest_s = _ROUND_S if self._is_short else 5 * _ROUND_S
-        if used > _TRIM_BYTES and now_ns - self._trimmed_ns >= rest_s * 1e9:
-            self._trimmed_ns = now_ns
-            memory.give_back()
-
-    def _close_barred(self, now_ns: int) -> None:
-        """Close what barred callers ask by; whose key a connection has shows at its first message."""
-        while not self._to_bar.empty():
-            sender, until_ns = self._to_bar.get()
-            self._barred_ns[sender] = until_ns
-        self._barred_ns, self._kept_out_ns = (
-            {sender: until_ns for sender, until_ns in kept.items() if until_ns > now_ns}
-            for kept in (self._barred_ns, self._kept_out_ns)
-        )
-        if not self._barred_ns:
-            return
-        for key, connection in list(self._open.items()):
-            if key[0] not in self._barring or connection.closed:
-                continue
-            if connection.sender in self._barred_ns or connection.lane.share in self._barred_ns:
-                self._close_for("connections_closed_barred", key)
-
-    def _relieve(self, now_ns: int, endless_s: float) -> None:
-        """Close what fills memory: messages that never end, replies that nobody reads.
-
-        That a peer sends shows only while its bytes lie in the kernel, which is seldom: ZeroMQ takes them.
-        """
-        for key, connection in list(self._open.items()):
-            if connection.closed:
-                continue
-            is_endless = False
-            if connection.sending_ns <= connection.message_ns:
-                connection.sending_ns = 0
-            if connection.asks and _pending(key[1], termios.FIONREAD):
-                connection.sending_ns = connection.sending_ns or now_ns
-                is_endless = now_ns - connection.sending_ns > endless_s * 1e9
-            unread_ns = self._unread_ns(key, connection, now_ns)
-            lets_lie = unread_ns > _UNREAD_SHORT_S * 1e9 and _is_full(key[1])
-            if lets_lie or is_endless:
-                self._close_for("connections_closed_for_memory", key)
-                self._keep_out(connection.lane.share, now_ns)
 
     def _keep_out(self, share: str, now_ns: int) -> None:
         """Let a caller that filled memory have no new connection for a while."""
@@ -368,102 +411,46 @@ class Connections:
             if now_ns - filled[0] < 2 * _KEPT_OUT_MOST_S * 1e9
         }
         self._filled[share] = now_ns, for_s
+        self._kept_out_ns = {name: until for name, until in self._kept_out_ns.items() if until > now_ns}
         self._kept_out_ns[share] = now_ns + int(for_s * 1e9)
 
-    def _close_silent(self, now_ns: int) -> None:
-        """Close the oldest of a caller's connections that have sent no request, where they are many."""
+    # ------------------------------------------------------------ rounds
+
+    def _hold(self, connection: Connection) -> None:
+        """Note whether a connection holds memory."""
+        if connection.held_bytes:
+            self._holding[connection.descriptor] = connection
+        else:
+            self._holding.pop(connection.descriptor, None)
+
+    def _relieve(self, now_ns: int) -> None:
+        """While memory is short, close the connection that holds most of the caller that holds most."""
+        while self._holding:
+            held: Counter[str] = Counter()
+            for connection in self._holding.values():
+                held[connection.lane.share] += connection.held_bytes
+            if held.total() <= self._headroom_bytes:
+                return
+            share, _ = held.most_common(1)[0]
+            its = (c for c in self._holding.values() if c.lane.share == share)
+            self._close_for("connections_closed_for_memory", max(its, key=lambda c: c.held_bytes))
+            self._keep_out(share, now_ns)
+
+    def _look_at_all(self, now_ns: int) -> None:
+        """Close what shakes hands, is silent or reads nothing for too long."""
         silent: Counter[str] = Counter()
-        for key, connection in reversed(list(self._open.items())):
-            if not connection.asks or connection.message_ns:
-                continue
+        for connection in reversed(list(self._open.values())):
             age_ns = now_ns - connection.accepted_ns
-            silent[connection.lane.share] += 1
-            if age_ns > _SILENT_S * 1e9 and silent[connection.lane.share] > _SILENT_MOST:
-                self._close_for("connections_closed_silent", key)
-            elif age_ns > _SILENT_LONG_S * 1e9 and not connection.counted:
-                connection.counted = True
-                self._counters["connections_silent"] += 1
-                log.info(
-                    "%s has a connection that sent no request for %g s: it is idle, or sets a routing id "
-                    "that another connection has",
-                    connection.lane.share,
-                    _SILENT_LONG_S,
-                )
-
-    def _close_unread(self, now_ns: int) -> None:
-        for key, connection in list(self._open.items()):
-            if self._unread_ns(key, connection, now_ns) > _UNREAD_S * 1e9:
-                self._close_for("connections_closed_unread", key)
-
-    def _unread_ns(self, key: _Key, connection: _Connection, now_ns: int) -> int:
-        """For how long the peer has read nothing of what lies in the kernel for it."""
-        unread_bytes = _pending(key[1], termios.TIOCOUTQ)
-        if unread_bytes != connection.unread_bytes or not unread_bytes:
-            connection.unread_bytes, connection.unread_since_ns = unread_bytes, now_ns
-        return now_ns - connection.unread_since_ns
-
-
-def _peer_of(descriptor: int) -> tuple[str, int] | None:
-    """Whose a connection is (its user, as the kernel says, or its address), and its inode; None if it ended.
-
-    Where another connection has the descriptor by now it is that one's; `_is_open` tells then.
-    """
-    try:
-        with _duplicate(descriptor) as duplicate:
-            return _share_of(duplicate), os.fstat(duplicate.fileno()).st_ino
-    except OSError:
-        return None
-
-
-def _duplicate(descriptor: int) -> socket.socket:
-    """The socket of this descriptor, under another one. Raises OSError where there is none."""
-    duplicate = os.dup(descriptor)
-    try:
-        return socket.socket(fileno=duplicate)
-    except BaseException:
-        os.close(duplicate)
-        raise
-
-
-def shut(descriptor: int, inode: int) -> None:
-    """End the connection with this inode, if the descriptor is still its own."""
-    try:
-        with _duplicate(descriptor) as duplicate:
-            if os.fstat(duplicate.fileno()).st_ino == inode:
-                duplicate.shutdown(socket.SHUT_RDWR)
-    except OSError:  # it has ended by itself
-        return
-
-
-def _share_of(opened: socket.socket) -> str:
-    """Whose a connection is. Raises OSError."""
-    if opened.family != socket.AF_UNIX:
-        return f"address:{opened.getpeername()[0]}"
-    _, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return f"uid:{uid}"
-
-
-def _is_open(descriptor: int, inode: int) -> bool:
-    """Whether this socket is open under this descriptor."""
-    try:
-        return os.fstat(descriptor).st_ino == inode
-    except OSError:
-        return False
-
-
-def _is_full(descriptor: int) -> bool:
-    """Whether the kernel may take no more of what is sent by a connection, so that the rest lies here."""
-    try:
-        with _duplicate(descriptor) as duplicate:
-            buffer_bytes = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    except OSError:
-        return False
-    return _pending(descriptor, termios.TIOCOUTQ) > buffer_bytes // 4
-
-
-def _pending(descriptor: int, question: int) -> int:
-    """Bytes that lie in a connection's buffer of the kernel; 0 if it has ended."""
-    try:
-        return int.from_bytes(fcntl.ioctl(descriptor, question, b"\0" * 4), "little")
-    except OSError:
-        return 0
+            if not connection.session.is_ready and age_ns > _HANDSHAKE_S * 1e9:
+                self._close_for("handshakes_failed", connection)
+            elif connection.is_stuck and now_ns - connection.progress_ns > _UNREAD_S * 1e9:
+                self._close_for("connections_closed_unread", connection)
+            elif connection.asks and not connection.message_ns:
+                silent[connection.lane.share] += 1
+                if age_ns > _SILENT_S * 1e9 and silent[connection.lane.share] > _SILENT_MOST:
+                    self._close_for("connections_closed_silent", connection)
+                elif age_ns > _SILENT_LONG_S * 1e9 and not connection.is_counted:
+                    connection.is_counted = True
+                    self._counters["connections_silent"] += 1
+                    share = connection.lane.share
+                    log.info("%s has a connection that sent no request for %g s", share, _SILENT_LONG_S)

@@ -15,15 +15,16 @@ from collections import Counter
 from collections.abc import Callable
 
 import msgspec
-import zmq
 
 from thor_policy.config import Config
 from thor_policy.core.errors import RequestError
 from thor_policy.core.status import Status
-from thor_policy.daemon.peers import Identity, Peers, Received
+from thor_policy.daemon.connection import Connection, Listener
+from thor_policy.daemon.connections import Connections
+from thor_policy.daemon.peers import Identity, Received, bounds_of, received
 from thor_policy.daemon.relays import Relays
 from thor_policy.daemon.shares import TokenBucket
-from thor_policy.daemon.sockets import bind, open_router
+from thor_policy.daemon.sockets import REQUESTS, bind
 from thor_policy.protocol.messages import StatusRequest
 from thor_policy.protocol.replies import encode_error, encode_reply
 from thor_policy.protocol.requests import decode_request, recover_request_id
@@ -36,9 +37,9 @@ log = logging.getLogger(__name__)
 #: Snapshots made a second, and how many more may be made after a quiet time: people who look just after
 #: they did something see what they did.
 _A_SECOND, _AT_ONCE = 1, 20
-#: Requests read at a time, and how long the thread rests after that many, in seconds: a flood leaves the
-#: processor to the others.
-_BURST, _REST_S = 64, 0.002
+#: Requests read at a time, for how long in nanoseconds, and how long the thread rests after that many, in
+#: seconds: a flood leaves the processor to the others.
+_BURST, _BURST_NS, _REST_S = 64, 10_000_000, 0.002
 
 
 class Snapshot:
@@ -78,25 +79,17 @@ class ControlEndpoint:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         config: Config,
+        connections: Connections,
         *,
-        identify: Callable[[zmq.Frame], Identity | None],
+        identify: Callable[[Connection], Identity],
         snapshot: Snapshot,
-        on_message: Callable[[int, str, int], None],
-        close_connection: Callable[[int, str], None],
     ) -> None:
         self._config = config
         self._snapshot = snapshot
+        self._identify = identify
+        self.connections = connections
         self.counters: Counter[str] = Counter()
-        self.router = open_router(context, config)
-        self._peers = Peers(
-            self.router,
-            identify,
-            counters=self.counters,
-            on_message=on_message,
-            close_connection=close_connection,
-        )
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._limit = logs.Limit()
         self._ended = False
@@ -104,61 +97,65 @@ class ControlEndpoint:
 
     def bind(self) -> None:
         """Accept connections from now on. Raises ConfigError."""
-        bind(self.router, self._config.control_endpoint, self._config.control_path, self._config.socket_mode)
+        opened = bind(self._config.control_path, self._config.socket_mode)
+        self.connections.listen(Listener(opened, *REQUESTS, bounds_of(self._config.max_request_bytes)))
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer nothing more; the socket is closed with its context."""
+        """Answer nothing more, and close the socket."""
         self._ended = True
         if self._thread.is_alive():
             self._thread.join(5)
+        self.connections.close(linger_s=0.1)
 
     def _run(self) -> None:
         while not self._ended:
-            if not self.router.poll(100):
-                continue
-            answered = 0
-            for received in self._peers.receive(_BURST, time.monotonic_ns):
-                self._answer(received)
-                answered += 1
+            self.connections.poll(100)
+            answered, until_ns = 0, time.monotonic_ns() + _BURST_NS
+            for connection, incoming in self.connections.receive(_BURST, until_ns):
+                message = received(connection, incoming, self._identify, self.counters)
+                if message is not None:
+                    self._answer(message)
+                    answered += 1
+            self.connections.flush()
+            self.connections.take_ended()  # nothing waits here for more than a turn
             if answered == _BURST:
                 time.sleep(_REST_S)
 
-    def _answer(self, received: Received) -> None:
+    def _answer(self, message: Received) -> None:
         """Reply to one message; no message may end the thread."""
-        sender = received.sender
+        sender = message.sender
         try:
-            reply = self._reply(received)
+            reply = self._reply(message)
         except RequestError as error:
             self.counters[f"refused_{error.code}"] += 1
-            reply = encode_error(
-                recover_request_id(received.frame.bytes, self._config.max_request_bytes), error
-            )
+            reply = encode_error(recover_request_id(message.frame, self._config.max_request_bytes), error)
         except Exception:
             self.counters["refused_internal"] += 1
             if (unlogged := self._limit.admit(time.monotonic_ns())) is not None:
                 log.exception("the status failed", extra=logs.fields(unlogged=unlogged or None))
             reply = encode_error("", RequestError("internal", "the status failed; the daemon's log says why"))
-        sender.peers.send(sender, reply)
+        if not self.connections.send(sender.connection, sender.reply(reply)):
+            self.counters["replies_dropped"] += 1
 
-    def _reply(self, received: Received) -> bytes:
-        received = self._relays.attribute(received)
-        if received.fault is not None:
-            raise received.fault
-        identity = received.sender.identity
-        message = decode_request(
-            received.frame.bytes,
+    def _reply(self, message: Received) -> bytes:
+        message = self._relays.attribute(message)
+        if message.fault is not None:
+            raise message.fault
+        identity = message.sender.identity
+        request = decode_request(
+            message.frame,
             max_bytes=self._config.max_request_bytes,
             max_deadline_ms=self._config.max_deadline_ms,
             authorise=lambda op: authorise(op, identity.caller, identity.roles),
             relayed=identity.caller.on_behalf_of is not None,
         )
-        if not isinstance(message, StatusRequest):
+        if not isinstance(request, StatusRequest):
             raise RequestError(
                 "bad_request",
                 f"op: this endpoint answers status and metrics; send all else to {self._config.endpoint}",
             )
-        return self._snapshot.reply(message)
+        return self._snapshot.reply(request)

@@ -7,22 +7,17 @@ however many connections and messages they have. No socket, no clock. Main threa
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from thor_policy.config import Config
 from thor_policy.core.errors import RequestError
 from thor_policy.core.fair_queue import FairQueue, Lane
-from thor_policy.core.results import Closed
 from thor_policy.daemon.peers import Received
 from thor_policy.daemon.shares import Places, Rates
 
 #: Bytes of requests that may wait to be decoded.
 _MOST_BYTES = 64 * 2**20
-#: Lanes whose connection is remembered: more than connections may be open. Where a message is read after its
-#: connection ended, the end is never reported.
-MOST_NOTED = 8_192
 #: When a caller whose part of them is full may try again, in milliseconds: they are decoded at once.
 _RETRY_MS = 20
 
@@ -33,18 +28,12 @@ class Inbox:
     def __init__(self, config: Config) -> None:
         self._queue: FairQueue[Received] = FairQueue()
         self._bytes = Places()
-        #: The connection of each lane that sent something, by the inode of its socket, and the way back.
-        self._inodes: dict[Lane, int] = {}
-        self._lanes: dict[int, list[Lane]] = {}
+        #: The lanes of each connection that sent something: a relay's has many.
+        self._lanes: dict[Hashable, set[Lane]] = {}
         self.reload(config)
 
     def __len__(self) -> int:
         return len(self._queue)
-
-    @property
-    def noted(self) -> int:
-        """Lanes whose connection is remembered."""
-        return len(self._inodes)
 
     def reload(self, config: Config) -> None:
         """Begin anew with the rates of these settings."""
@@ -53,8 +42,7 @@ class Inbox:
     def put(self, received: Received) -> RequestError | None:
         """Take a message in; or why not, if it is more than its caller may send now, or no request at all."""
         sender, size_bytes = received.sender, len(received.frame)
-        if sender.lane not in self._inodes:
-            self._note(sender.lane, received.connection)
+        self._lanes.setdefault(sender.lane.connection, set()).add(sender.lane)
         if not self._bytes.has_place(sender.lane, _MOST_BYTES):
             message = f"{sender.lane.share} sends requests faster than the daemon can handle them"
             return RequestError("busy", message, retry_after_ms=_RETRY_MS)
@@ -83,27 +71,11 @@ class Inbox:
             now_ns = time.monotonic_ns()
             self._queue.charge((now_ns - started_ns) / 1e6)
 
-    def drop(self, closed: Closed) -> tuple[list[Lane], int]:
+    def drop(self, ended: Lane) -> tuple[set[Lane], int]:
         """Drop what waits of a connection that ended: its lanes, and how many messages that was."""
-        lanes, dropped = self._lanes.pop(closed.inode, []), 0
+        lanes, dropped = self._lanes.pop(ended.connection, set()), 0
         for lane in lanes:
-            self._inodes.pop(lane, None)
             for received in self._queue.drop(lane):
                 self._bytes.give_back(lane, len(received.frame))
                 dropped += 1
         return lanes, dropped
-
-    def _note(self, lane: Lane, descriptor: int) -> None:
-        """Remember by which connection a lane comes."""
-        try:
-            inode = os.fstat(descriptor).st_ino
-        except OSError:  # it has ended
-            return
-        self._inodes[lane] = inode
-        self._lanes.setdefault(inode, []).append(lane)
-        if len(self._inodes) > MOST_NOTED:  # one that is open yet is noted again with its next message
-            oldest = next(iter(self._inodes))
-            its_inode = self._inodes.pop(oldest)
-            self._lanes[its_inode].remove(oldest)
-            if not self._lanes[its_inode]:
-                del self._lanes[its_inode]

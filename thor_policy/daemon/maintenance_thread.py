@@ -18,6 +18,7 @@ from thor_policy.core.results import JobDone
 from thor_policy.daemon.alerts import AlertWatch
 from thor_policy.daemon.approvals import ApprovalTasks
 from thor_policy.daemon.job_thread import JobThread
+from thor_policy.daemon.memory import MemoryKeeper
 from thor_policy.daemon.shipping import ShippingWatch
 from thor_policy.daemon.summary_maker import SummaryMaker
 from thor_policy.daemon.vector_maker import VectorMaker
@@ -44,8 +45,8 @@ class _Job:
 class MaintenanceThread(JobThread[_Job]):
     """Maintains `journal`; `on_calibration` gets each calibration once it is recorded, on this thread.
 
-    `verifier`, `summaries`, `vectors`, `approvals`, `alerts` and `shipping` have their turns while there
-    is no task. `on_erasure` is called before an erasure and behind it.
+    `verifier`, `summaries`, `vectors`, `approvals`, `alerts`, `shipping` and `memory` have their turns while
+    there is no task. `on_erasure` is called before an erasure and behind it.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class MaintenanceThread(JobThread[_Job]):
         approvals: ApprovalTasks | None = None,
         alerts: AlertWatch | None = None,
         shipping: ShippingWatch | None = None,
+        memory: MemoryKeeper | None = None,
         on_erasure: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._on_erasure = on_erasure
         self._on_calibration = on_calibration
         self._verifier = verifier
-        workers = (verifier, summaries, vectors, approvals, shipping, alerts)
+        workers = (verifier, summaries, vectors, approvals, shipping, alerts, memory)
         self._idle = [worker for worker in workers if worker is not None]
         super().__init__("maintenance", on_outcome)
 

@@ -2,7 +2,7 @@
 
 Owns the member `as` of a request and the callers that each relay has spoken for. Invariant: a relayed request
 has no role that its relay lacks, and takes the share of whom it is for, not of the relay; only a caller with
-the role `relay` can send one. The thread that owns the socket.
+the role `relay` can send one. The thread of the connections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Relays:
         if "relay" not in sender.identity.roles or received.fault is not None:
             return received
         try:
-            behalf = behalf_in(received.frame.bytes, self._max_bytes)
+            behalf = behalf_in(received.frame, self._max_bytes)
             if behalf is None:
                 return received
             roles = relayed(sender.identity.roles, behalf.roles)
@@ -43,7 +43,7 @@ class Relays:
             return replace(received, fault=error)
         caller = replace(sender.caller, on_behalf_of=behalf.name)
         identity = replace(sender.identity, caller=caller, roles=roles)
-        lane = Lane(caller.who or "", sender.route)
+        lane = Lane(caller.who or "", sender.lane.connection)
         return replace(
             received,
             sender=replace(sender, identity=identity, lane=lane),

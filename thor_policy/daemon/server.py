@@ -1,8 +1,8 @@
 """The main thread: every request in, every reply out.
 
-Owns the ROUTERs and the event publisher. Invariant: each request that arrives gets exactly one reply, or
-is counted as lost with its peer or its key; what its caller may not do is refused before anything else
-happens to it. Nothing here waits for the model or the disk.
+Owns the way of a request through the daemon, and the events. Invariant: each request that arrives gets
+exactly one reply, or is counted as lost with its peer or its key; what its caller may not do is refused
+before anything else happens to it. Nothing here waits for the model or the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import zmq
 from msgspec import structs
 
 from thor_policy import __version__
@@ -25,9 +24,10 @@ from thor_policy.core import records
 from thor_policy.core.approvals import Person
 from thor_policy.core.decisions import Governing
 from thor_policy.core.errors import ConfigError, DiskFull, RequestError, Stalled
+from thor_policy.core.fair_queue import Lane
 from thor_policy.core.recall import SimilarQuery
 from thor_policy.core.requests import Caller, Json, Role, Together
-from thor_policy.core.results import Closed, JobDone, KeyLookup, PriorRecord, Refused
+from thor_policy.core.results import JobDone, KeyLookup, PriorRecord, Refused
 from thor_policy.core.sources import Push
 from thor_policy.core.status import PartsStatus, ReloadStatus, Status, sum_of
 from thor_policy.core.trace_context import parent_in
@@ -48,11 +48,11 @@ from thor_policy.daemon.endpoints import Endpoints
 from thor_policy.daemon.idempotency import IdempotencyKeys, Keyed
 from thor_policy.daemon.inbox import Inbox
 from thor_policy.daemon.inflight import Answer, InFlight
-from thor_policy.daemon.peers import Identity, Peers, Received, Sender
+from thor_policy.daemon.peers import Received, Sender
 from thor_policy.daemon.quota import JournalQuota
 from thor_policy.daemon.relays import Relays
 from thor_policy.daemon.shares import Refusals
-from thor_policy.daemon.sockets import Mailbox, caller_of, stop_on_signals
+from thor_policy.daemon.sockets import Mailbox, stop_on_signals
 from thor_policy.journal.events import Bounds
 from thor_policy.protocol.messages import (
     ApprovalsRequest,
@@ -221,16 +221,12 @@ class Server:
         self._snapshot = Snapshot(self.status, self._metrics.families)
         self._endpoints = Endpoints(
             config,
-            identify=self._identify,
+            roles=lambda: self._roles,
             snapshot=self._snapshot,
             counters=self.counters,
-            on_closed=lambda inode: mailbox.put(Closed(inode)),
         )
-
-    def _identify(self, frame: zmq.Frame) -> Identity:
-        """Who sent a frame over ipc, as the kernel vouches for it. Raises if the peer has left."""
-        caller = caller_of(frame)
-        return Identity(caller, self._roles.of(caller))
+        self._endpoints.watch(mailbox.wakeup_fd)
+        self._endpoints.start()
 
     # ------------------------------------------------------------ the loop
 
@@ -249,11 +245,10 @@ class Server:
         Stalled, after refusing what is in flight, when `turn` does.
         """
         with stop_on_signals(self.stop, reload=self.reload):
-            poller = self._endpoints.poller(self._mailbox.wakeup_fd)
             ready()
-            while not self._serve(poller, turn):
+            while not self._serve(turn):
                 pass
-            self._drain(poller, turn)
+            self._drain(turn)
         if self._halted_by is not None:
             raise DiskFull(f"on_full is halt: {self._halted_by}")
 
@@ -275,19 +270,19 @@ class Server:
             self._deliver()
             self._endpoints.close()
 
-    def _serve(self, poller: zmq.Poller, turn: Callable[[bool, int], None]) -> bool:
+    def _serve(self, turn: Callable[[bool, int], None]) -> bool:
         """One turn: deliver what other threads report, read what clients send, answer what is due.
 
         Returns whether the server is to stop.
         """
-        readable = dict(poller.poll(self._wait_ms()))
+        self._endpoints.poll(self._wait_ms())
         if self._reload_due:
             self._reload_settings()
         self._deliver()
-        self._endpoints.answer_handshakes()
-        for peers in self._endpoints.peers:
-            if peers.router in readable:
-                self._read(peers)
+        self._endpoints.flush()
+        self._read()
+        for lane in self._endpoints.take_ended():
+            self._drop_waiting(lane)
         self._inbox.handle(self._take, for_ns=_HANDLE_NS)
         now_ns = time.monotonic_ns()
         if self._contention is not None:
@@ -302,16 +297,18 @@ class Server:
             turn(stopping, now_ns)
         except Stalled as stalled:
             self._in_flight.refuse_all(RequestError("unavailable", str(stalled)), now_ns)
+            self._endpoints.flush()
             raise
         return stopping
 
-    def _drain(self, poller: zmq.Poller, turn: Callable[[bool, int], None]) -> None:
+    def _drain(self, turn: Callable[[bool, int], None]) -> None:
         """Go on until everything in flight is answered, at most `shutdown_s` seconds; refuse the rest."""
         drained_by_ns = time.monotonic_ns() + int(self._config.shutdown_s * 1e9)
         while self._in_flight and time.monotonic_ns() <= drained_by_ns:
-            self._serve(poller, turn)
+            self._serve(turn)
         late = RequestError("shutting_down", "the daemon stopped before it could answer")
         self._in_flight.refuse_all(late, time.monotonic_ns())
+        self._endpoints.flush()
 
     def _wait_ms(self) -> int:
         if self._inbox:
@@ -349,9 +346,7 @@ class Server:
         """Hand over what other threads reported."""
         now_ns = time.monotonic_ns()
         for item in self._mailbox.take():
-            if isinstance(item, Closed):
-                self._drop_waiting(item)
-            elif isinstance(item, tuple):
+            if isinstance(item, tuple):
                 ticket, report = item
                 if isinstance(report, KeyLookup):
                     self._keys.recalled(ticket, report.prior)
@@ -370,14 +365,14 @@ class Server:
 
     # ------------------------------------------------------------ in
 
-    def _read(self, peers: Peers) -> None:
+    def _read(self) -> None:
         """Take in what has arrived; what exceeds its caller's share is refused before it is decoded.
 
         After such refusals the loop rests for as long as they took, so that a flood of them leaves the
         processor to the other threads.
         """
         refusing_ns, until_ns = 0, time.monotonic_ns() + _READ_NS
-        for received in map(self._relays.attribute, peers.receive(_READ_BURST, time.monotonic_ns)):
+        for received in map(self._relays.attribute, self._endpoints.receive(_READ_BURST, until_ns)):
             if self._contention is not None:
                 self._contention.note(received.sender.lane.share, received.sender.received_ns)
             error = self._barred(received.sender) or self._inbox.put(received)
@@ -385,14 +380,13 @@ class Server:
                 self._refuse_unread(received, error)
                 now_ns = time.monotonic_ns()
                 refusing_ns += now_ns - received.sender.received_ns
-                if now_ns > until_ns:
-                    break
         if refusing_ns > _REFUSING_NS:
+            self._endpoints.flush()
             time.sleep(min(refusing_ns / 1e9, _REST_S))
 
-    def _drop_waiting(self, closed: Closed) -> None:
+    def _drop_waiting(self, ended: Lane) -> None:
         """Drop what still waits of a connection that ended: whoever asks next is not behind it."""
-        lanes, dropped = self._inbox.drop(closed)
+        lanes, dropped = self._inbox.drop(ended)
         requests = [request for lane in lanes for request in self._rules.drop(lane)]
         for request in requests:
             gone = RequestError("unavailable", "its connection was closed before it was decided")
@@ -402,12 +396,12 @@ class Server:
 
     def _refuse_unread(self, received: Received, error: RequestError) -> None:
         """Refuse a message without decoding more of it than its id."""
-        request_id = recover_request_id(received.frame.bytes, self._config.max_request_bytes)
+        request_id = recover_request_id(received.frame, self._config.max_request_bytes)
         self._refuse(structs.replace(received.sender, request_id=request_id), error)
 
     def _take(self, received: Received) -> None:
         """Decode a message and handle it; no message may end the loop that serves all others."""
-        sender, frame = received.sender, received.frame.bytes
+        sender, frame = received.sender, received.frame
         limit_bytes, identity = self._config.max_request_bytes, sender.identity
         try:
             message = decode_request(
@@ -632,10 +626,7 @@ class Server:
             log.warning("%s", message, extra=extra)
 
     def _send(self, sender: Sender, frame: bytes) -> None:
-        if self._endpoints.admits(sender.identity.holder):
-            sender.peers.send(sender, frame)
-        else:
-            self.counters["replies_to_revoked_keys"] += 1  # not sent
+        self._endpoints.send(sender, frame)
 
     def _publish(self, kind: str, decision_id: str, seq: int, members: Callable[[], dict[str, Json]]) -> None:
         self._published[kind] += 1  # whether or not somebody listens: a subscriber sees its gap by it

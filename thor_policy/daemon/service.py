@@ -55,6 +55,7 @@ from thor_policy.daemon.loading import (
     weights_of,
 )
 from thor_policy.daemon.maintenance_thread import MaintenanceThread
+from thor_policy.daemon.memory import MemoryKeeper
 from thor_policy.daemon.pack_manager import PackManager
 from thor_policy.daemon.precedent_lookups import PrecedentLookups
 from thor_policy.daemon.recall_thread import RecallThread
@@ -289,6 +290,7 @@ def open_service(
             approvals=approval_tasks,
             alerts=alerts,
             shipping=shipping,
+            memory=MemoryKeeper(time.monotonic_ns()),
             on_erasure=on_erasure,
         )
         stack.callback(maintenance.stop, config.shutdown_s)

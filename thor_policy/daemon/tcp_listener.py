@@ -1,30 +1,29 @@
 """The tcp listener: only for callers that hold a key.
 
-Owns the tcp ROUTER and the handler that ZeroMQ asks about each handshake (ZAP, RFC 27). Invariant: without
-CURVE and a key that the ring knows at that moment nothing gets through. Nothing here blocks. Main thread.
+Owns the listening tcp socket, and the question which key may come in. Invariant: without CURVE and a key that
+the ring knows at that moment nothing gets through. Nothing here blocks. Main thread.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine
-from contextlib import suppress
-from typing import Any
+from functools import lru_cache
+from urllib.parse import urlsplit
 
-import zmq
-from zmq.auth import Authenticator
+from zmq.utils import z85
 
 from thor_policy.config import Config
 from thor_policy.core.errors import ConfigError
 from thor_policy.core.requests import Caller
+from thor_policy.daemon.connection import Listener
 from thor_policy.daemon.peers import Identity
-from thor_policy.daemon.sockets import open_router
+from thor_policy.daemon.sockets import BACKLOG, REQUESTS
+from thor_policy.protocol.curve import Curve
+from thor_policy.protocol.zmtp import Bounds, Mechanism
 from thor_policy.security.curve_keys import KeyHolder, KeyPair, KeyRing, Keys
 from thor_policy.security.roles import PacksFor, Roles
-
-#: ZAP domain of the tcp ROUTER.
-_DOMAIN = "tcp"
 
 
 def check_identity(config: Config) -> None:
@@ -51,88 +50,76 @@ def _server_key(config: Config) -> KeyPair:
 class TcpListener:
     """Listens at `config.tcp_endpoint` once it is bound. Raises ConfigError if there is no key yet."""
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], config: Config, counters: Counter[str]
-    ) -> None:
-        pair = _server_key(config)
+    def __init__(self, config: Config, bounds: Bounds, counters: Counter[str]) -> None:
+        self._secret = z85.decode(_server_key(config).secret)
         self._ring = KeyRing(config.keys_dir)
         self._counters = counters
-        self._zap = _KeyAuthenticator(context, self._ring, counters)
-        self._zap.start()
-        self.router = open_router(context, config)
-        self.router.set(zmq.ZAP_DOMAIN, _DOMAIN.encode())
-        self.router.set(zmq.CURVE_SERVER, 1)
-        self.router.set(zmq.CURVE_SECRETKEY, pair.secret.encode())
-        self.router.set(zmq.TCP_KEEPALIVE, 1)
-        self.router.set(zmq.IPV6, int("[" in config.tcp_endpoint))
         self._endpoint = config.tcp_endpoint
+        self._bounds = bounds
+        #: Until when callers are kept out, in monotonic nanoseconds.
+        self._barred_ns: dict[str, int] = {}
 
-    def bind(self) -> None:
-        """Accept connections from now on. Raises ConfigError."""
+    def bind(self) -> Listener:
+        """Take connections from now on. Raises ConfigError."""
+        url = urlsplit(self._endpoint)
+        host, is_ipv6 = url.hostname or "", ":" in (url.hostname or "")
         try:
-            self.router.bind(self._endpoint)
-        except zmq.ZMQError as error:
-            raise ConfigError(f"cannot listen at tcp_endpoint {self._endpoint}: {error}") from error
+            opened = socket.create_server(
+                ("" if host == "*" else host, url.port or 0),
+                family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+                backlog=BACKLOG,
+                dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"cannot listen at tcp_endpoint {self._endpoint}: {reason}") from error
+        opened.setblocking(False)
+        # inherited by what is accepted
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Listener(
+            opened, *REQUESTS, self._bounds, bars=True, mechanism=self._mechanism, sender=self._sender
+        )
 
-    @property
-    def handshakes(self) -> zmq.Socket[bytes]:
-        """What becomes readable when `turn` has something to do."""
-        return self._zap.zap_socket
+    def _mechanism(self) -> Curve:
+        return Curve(self._secret, self._may_come)
 
-    def turn(self) -> None:
-        """Answer the handshakes that wait."""
-        with suppress(zmq.Again):
-            while True:
-                _finish(self._zap.handle_zap_message(self._zap.zap_socket.recv_multipart(zmq.NOBLOCK)))
+    def _may_come(self, public: bytes) -> bool:
+        """Whether the holder of this public key may connect."""
+        holder = self._ring.find(_text_of(public))
+        known = holder is not None and not self._is_barred(holder)
+        self._counters["keys_accepted" if known else "keys_refused"] += 1
+        return known
 
-    def identify(self, frame: zmq.Frame) -> Identity | None:
-        """Who sent a frame; None if the key was revoked since its handshake."""
-        holder = self._ring.find(str(frame.get("User-Id")))
+    def identify(self, mechanism: Mechanism) -> Identity | None:
+        """Who sends by a connection; None if the key was revoked since its handshake."""
+        if not isinstance(mechanism, Curve) or mechanism.public is None:
+            return None
+        holder = self._ring.find(_text_of(mechanism.public))
         if holder is None:
             return None
         return Identity(Caller(transport="tcp", key=holder.name), holder.roles, holder)
 
+    def _sender(self, mechanism: Mechanism) -> str:
+        identity = self.identify(mechanism)
+        return "" if identity is None else identity.caller.who or ""
+
     def bar(self, sender: str, until_ns: int) -> None:
         """Refuse the handshakes of this caller until this monotonic time in nanoseconds."""
-        self._zap.bar(sender, until_ns)
-
-    def admits(self, holder: KeyHolder) -> bool:
-        """False once the key was revoked."""
-        return self._ring.find(holder.public) is not None
-
-
-class _KeyAuthenticator(Authenticator):
-    """ZeroMQ's own handler, which asks the ring; the user id of a connection is its public key (Z85)."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], ring: KeyRing, counters: Counter[str]
-    ) -> None:
-        super().__init__(context)
-        self._ring = ring
-        self._counters = counters
-        #: Until when callers are kept out, in monotonic nanoseconds.
-        self._barred_ns: dict[str, int] = {}
-        self.configure_curve_callback(_DOMAIN, self)
-
-    def bar(self, sender: str, until_ns: int) -> None:
-        """Keep this caller out until then; those whose time is over are forgotten."""
         now_ns = time.monotonic_ns()
         self._barred_ns = {name: until for name, until in self._barred_ns.items() if until > now_ns}
         self._barred_ns[sender] = until_ns
 
-    def callback(self, _domain: str, public: bytes) -> bool:
-        """Whether the holder of this public key may connect."""
-        holder = self._ring.find(public.decode("ascii"))
-        known = holder is not None and not self._is_barred(holder)
-        self._counters["keys_accepted" if known else "keys_refused"] += 1
-        return known
+    def admits(self, holder: KeyHolder) -> bool:
+        """False once the key was revoked."""
+        return self._ring.find(holder.public) is not None
 
     def _is_barred(self, holder: KeyHolder) -> bool:
         sender = Caller(transport="tcp", key=holder.name).who or ""
         return self._barred_ns.get(sender, 0) > time.monotonic_ns()
 
 
-def _finish(handling: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that waits for nothing, for our callback answers at once."""
-    with suppress(StopIteration):
-        handling.send(None)
+@lru_cache(1_024)
+def _text_of(public: bytes) -> str:
+    """A key as ZeroMQ writes it (Z85)."""
+    return z85.encode(public).decode("ascii")
