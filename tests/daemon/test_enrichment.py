@@ -506,7 +506,7 @@ def test_a_decision_is_made_between_two_steps_of_an_enrichment(enriching: Config
 
             def ask(answers: queue.SimpleQueue[Any] = answers) -> None:
                 with Client(enriching.endpoint, timeout_ms=60_000) as other:
-                    answers.put(other.evaluate(QUESTION, enrich="never"))
+                    answers.put(other.evaluate(QUESTION, enrich="never", deadline_ms=60_000))
 
             asking = threading.Thread(target=ask)
             asking.start()
