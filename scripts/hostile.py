@@ -322,7 +322,7 @@ class Hostile:
                 raw = self._raw()
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
                 raw.sendall(GREETING + ready(b"DEALER"))
-                while len(raw.recv(1_024)) < len(GREETING):  # libzmq takes no request before its answer
+                while len(raw.recv(1_024)) < len(GREETING):  # as any client: a request behind the answer
                     continue
                 raw.setblocking(False)
                 opened.append(raw)

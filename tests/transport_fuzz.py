@@ -27,7 +27,7 @@ _GIVE_UP = struct.pack("@ll", 0, 200_000)
 class Stream(NamedTuple):
     """What one connection writes. `stays`: it is left open until a later connection is made.
 
-    `at_once`: what follows a handshake is written with it, and libzmq ends the connection for that.
+    `at_once`: what follows a handshake is written with it.
     """
 
     kind: str
@@ -48,7 +48,7 @@ def unconnected() -> socket.socket:
 def write(raw: socket.socket, data: bytes, *, at_once: bool = False) -> None:
     """Write a stream. Raises OSError where the other side takes no more.
 
-    Unless `at_once`, the answer to a handshake is awaited, because libzmq takes no frame before that.
+    Unless `at_once`, the answer to a handshake is awaited, as a client of libzmq does.
     """
     end = 0 if at_once else _end_of_handshake(data)
     raw.sendall(data[:end])
@@ -115,7 +115,7 @@ def opening(minor: int = 0, socket_type: bytes = b"DEALER") -> bytes:
 
 
 def _unversioned(chance: random.Random) -> bytes:
-    """ZMTP 1.0: no signature, the routing id, then frames. libzmq takes it without a handshake."""
+    """ZMTP 1.0: no signature, no handshake: the routing id, then frames."""
     identity = old_frame(chance.choice((b"", b"", b"x", b"\0abcd", bytes(254), bytes(300))))
     body = chance.choice((*REQUESTS, b""))
     messages = [old_frame(body, chance.choice((0, 0, 0, 1, 2, 0xFF))) for _ in range(chance.randint(0, 3))]

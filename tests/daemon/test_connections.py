@@ -85,15 +85,23 @@ class Bare:
         self.connections.listen(
             Listener(sockets.bind(Path(path), 0o600), *sockets.REQUESTS, bounds_of(524_288))
         )
+        events = sockets.subscriptions(sockets.bind(Path(f"{path}.events"), 0o600))
+        self.connections.listen(events)
         self.path = path
         self.peers: list[socket.socket] = []
         self.received: list[bytes] = []
         self.senders: list[connection.Connection] = []
         self.answer: Callable[[bytes], list[bytes] | None] = lambda question: [question]
 
-    def connect(self) -> socket.socket:
-        self.peers.append(connect(self.path))
+    def connect(self, path: str = "") -> socket.socket:
+        self.peers.append(connect(path or self.path))
         return self.peers[-1]
+
+    def subscriber(self, *topics: bytes) -> socket.socket:
+        """A subscriber that reads what the test takes from it."""
+        peer = self.connect(f"{self.path}.events")
+        peer.sendall(opening(socket_type=b"SUB") + b"".join(frame(b"\1" + topic) for topic in topics))
+        return peer
 
     def serve(self, most: int = 64) -> None:
         """One turn of a loop."""
@@ -344,6 +352,22 @@ class TestMemory:
         patient.sendall(frame(b"another"))
         bare.serve_until(lambda: bare.received[-1] == b"another")
 
+    def test_that_is_short_ends_no_more_connections_than_it_must_and_the_largest_first(
+        self, bare: Bare
+    ) -> None:
+        bare.answer = lambda _: None
+        for _ in range(5):
+            bare.connect().sendall(opening() + frame(b"question"))
+        bare.serve_until(lambda: len(bare.received) == 5)
+        sizes = [1_000_000, 5_000_000, 2_000_000, 4_000_000, 3_000_000]
+        for sender, size in zip(bare.senders, sizes, strict=True):
+            bare.connections.send(sender, [bytes(size)])
+        bare.connections._headroom_bytes = 6_500_000
+        bare.connections._holding = {sender.descriptor: sender for sender in bare.senders}
+        bare.connections._relieve(time.monotonic_ns())
+        assert [sender.closed for sender in bare.senders] == [False, True, False, True, False]
+        assert bare.counters == {"connections_closed_for_memory": 2}
+
     def test_that_is_short_counts_what_has_arrived_and_is_no_message_yet(self, bare: Bare) -> None:
         bare.connections._headroom_bytes = 100_000
         peer = bare.connect()
@@ -496,7 +520,62 @@ class TestPlaces:
             await_true(lambda: client.status().in_flight == 0)
 
 
+class TestRemotePeers:
+    def test_with_many_addresses_leave_half_of_the_places_to_local_users(self, bare: Bare) -> None:
+        """Each address is a caller until its key is known."""
+        opened = socket.create_server(("127.0.0.1", 0))
+        opened.setblocking(False)
+        bare.connections.listen(Listener(opened, *sockets.REQUESTS, bounds_of(65_536), bars=True))
+        address = opened.getsockname()
+        with ExitStack() as stack:
+            for number in range(2, 60):
+                peer = stack.enter_context(socket.socket())
+                peer.bind((f"127.0.0.{number}", 0))
+                peer.connect(address)
+            bare.serve_until(lambda: bare.counters["connections_refused"] >= 58 - 20)
+            assert bare.connections.open == 20
+            for number in range(10):
+                bare.connect().sendall(opening() + frame(b"%d" % number))
+            bare.serve_until(lambda: len(bare.received) == 10)
+        bare.serve_until(lambda: bare.connections.open == 10)
+        assert bare.connections._remote == 0
+
+
 class TestEvents:
+    def test_reach_whoever_subscribed_to_what_their_topic_begins_with(self, bare: Bare) -> None:
+        topics = {b"": True, b"dec": True, b"decision": True, b"decisions": False, b"x": False}
+        subscribers = {topic: bare.subscriber(topic) for topic in topics}
+        both = bare.subscriber(b"x", b"d")
+        bare.serve_until(lambda: len(bare.connections._subscribers) == 6)
+        bare.connections.publish([b"decision", b"{}"])
+        bare.connections.flush()
+        message = frame(b"decision", 1) + frame(b"{}")
+        for topic, reaches in topics.items():
+            peer = subscribers[topic]
+            peer.setblocking(False)
+            assert peer.recv(4_096).endswith(message) == reaches, topic
+        assert both.recv(4_096).count(message) == 1
+
+    def test_reach_nobody_who_has_cancelled(self, bare: Bare) -> None:
+        peer = bare.subscriber(b"decision")
+        bare.serve_until(lambda: bare.connections.has_subscribers)
+        peer.sendall(frame(b"\0decision"))
+        bare.serve_until(lambda: not bare.connections.has_subscribers)
+
+    def test_are_for_so_many_subscribers_of_a_caller(
+        self, bare: Bare, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each costs time for each event, whether it reads or not."""
+        monkeypatch.setattr(connections, "_MOST_SUBSCRIBERS", 3)
+        for _ in range(5):
+            bare.subscriber(b"decision", b"record")
+        bare.serve_until(lambda: bare.counters["connections_refused"] == 2)
+        assert len(bare.connections._subscribers) == 3
+
+    def test_of_too_many_subscriptions_end_the_connection(self, bare: Bare) -> None:
+        bare.subscriber(*(b"%d" % number for number in range(65)))
+        bare.serve_until(lambda: bare.counters["connections_closed_for_protocol"] == 1)
+
     def test_of_a_subscriber_that_never_reads_are_missed_by_it_alone(self, config: Config) -> None:
         """V8: it made the publisher drop events for everybody. Both see by the numbers what they missed."""
         count = 3_000

@@ -212,6 +212,17 @@ class TestHandshake:
         with pytest.raises(Violation, match="does not open"):
             peer.feed(greeting(mechanism=b"CURVE") + peer.hello())
 
+    def test_with_a_key_of_zeros_ends(self) -> None:
+        """Such a key gives the same secret with any other."""
+        peer = Peer()
+        peer.brief = KeyPair(bytes(32), peer.brief.secret)
+        with pytest.raises(Violation, match="does not open"):
+            peer.feed(greeting(mechanism=b"CURVE") + peer.hello())
+        peer = self.started()
+        peer.pair = KeyPair(bytes(32), CLIENT.secret)
+        with pytest.raises(Violation, match="does not open"):
+            peer.feed(peer.initiate())
+
     def started(self) -> Peer:
         peer = Peer()
         peer.feed(greeting(mechanism=b"CURVE") + peer.hello())

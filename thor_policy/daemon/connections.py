@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 #: Open files that are not connections: journal, model, threads.
 _RESERVED_FILES = 256
 #: Connections accepted at a time, and how long a listener rests after so many, or after a lack of
-#: descriptors, in nanoseconds: a storm of them leaves the processor to the others.
-_ACCEPTED_AT_ONCE, _LISTENER_REST_NS, _LACK_REST_NS = 16, 5_000_000, 100_000_000
+#: descriptors, in nanoseconds: a storm of them leaves the processor to the others. It rests at least this
+#: many times as long as accepting took.
+_ACCEPTED_AT_ONCE, _LISTENER_REST_NS, _LACK_REST_NS, _REST_FACTOR = 16, 5_000_000, 100_000_000, 4
 _LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 #: Connections of which the kernel says at a time that something arrived.
 _EVENTS_AT_ONCE = 256
@@ -48,8 +49,8 @@ _SILENT_LONG_S = 10.0
 _UNREAD_S = 30.0
 #: Bytes of events that may wait for one subscriber; of more it misses some.
 _UNREAD_EVENTS_BYTES = 1_048_576
-#: Subscriptions of one subscriber.
-_MOST_SUBSCRIPTIONS = 256
+#: Subscriptions of one subscriber, and subscribers of one caller: each costs time for each event.
+_MOST_SUBSCRIPTIONS, _MOST_SUBSCRIBERS = 64, 64
 #: For this time after its connections filled memory a caller gets no new one, in seconds; twice as long each
 #: time that they do so again within the longest of them.
 _KEPT_OUT_S, _KEPT_OUT_MOST_S = 1.0, 16.0
@@ -93,6 +94,8 @@ class Connections:
         self._ended: list[Lane] = []
         self._numbers = itertools.count(1)
         self._places = Places()
+        #: Connections that are not of local users.
+        self._remote = 0
         #: Until when callers may have no connection to ask by, in monotonic nanoseconds.
         self._barred_ns: dict[str, int] = {}
         #: Until when callers that filled memory get no new one.
@@ -160,8 +163,7 @@ class Connections:
             by_caller.setdefault(connection.lane.share, deque()).append(connection)
         self._turn_ns = {share: self._turn_ns.get(share, 0) for share in by_caller}
         turns = deque(by_caller[share] for share in sorted(by_caller, key=self._turn_ns.__getitem__))
-        now_ns = time.monotonic_ns()
-        while turns and most > 0 and now_ns < until_ns:
+        while turns and most > 0 and (now_ns := time.monotonic_ns()) < until_ns:
             turn = turns.popleft()
             connection = turn.popleft()
             self._turn_ns[connection.lane.share] = now_ns
@@ -241,6 +243,10 @@ class Connections:
         """Take in a subscription, or its end: a byte and what the topic begins with."""
         kind, topic = incoming.frames[0][:1], incoming.frames[0][1:]
         if kind == b"\1" and len(connection.subscriptions) < _MOST_SUBSCRIPTIONS:
+            its = (c for c in self._subscribers.values() if c.lane.share == connection.lane.share)
+            if connection.descriptor not in self._subscribers and sum(1 for _ in its) >= _MOST_SUBSCRIBERS:
+                self._close_for("connections_refused", connection)
+                return
             connection.subscriptions.add(topic)
             self._subscribers[connection.descriptor] = connection
         elif kind == b"\0":
@@ -262,9 +268,10 @@ class Connections:
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Queue an event for whoever subscribed; one that reads too slowly misses it."""
-        data = b""
+        data, topic = b"", frames[0]
+        beginnings = [topic[:end] for end in range(len(topic) + 1)]
         for connection in self._subscribers.values():
-            if not any(map(frames[0].startswith, connection.subscriptions)):
+            if connection.subscriptions.isdisjoint(beginnings):
                 continue
             if connection.waiting_bytes > _UNREAD_EVENTS_BYTES:
                 self._counters["events_missed"] += 1
@@ -317,7 +324,8 @@ class Connections:
                 self._add(listener, opened, address, now_ns)
             except OSError:  # it has left
                 opened.close()
-        self._resting[descriptor] = now_ns + rest_ns
+        accepted_ns = time.monotonic_ns()
+        self._resting[descriptor] = accepted_ns + max(rest_ns, _REST_FACTOR * (accepted_ns - now_ns))
         self._epoll.modify(descriptor, 0)
 
     def _add(self, listener: Listener, opened: socket.socket, address: Any, now_ns: int) -> None:
@@ -335,6 +343,9 @@ class Connections:
         connection = Connection(opened, session, caller=caller, lane=lane, listener=listener, now_ns=now_ns)
         self._epoll.register(connection.descriptor, select.EPOLLIN)
         has_place = self._places.has_place(lane, self._capacity)
+        if caller is None:  # whoever has many addresses leaves half to local users
+            has_place = has_place and self._remote < self._capacity // 2
+            self._remote += 1
         self._places.take(lane)
         self._open[connection.descriptor] = connection
         if listener.bars and self.kept_out_until_ns(share) > now_ns:
@@ -360,6 +371,7 @@ class Connections:
             table.pop(connection.descriptor, None)
         connection.close()
         self._places.give_back(connection.lane)
+        self._remote -= connection.caller is None
         if connection.asks and connection.message_ns:
             self._ended.append(connection.lane)
 
@@ -425,16 +437,24 @@ class Connections:
 
     def _relieve(self, now_ns: int) -> None:
         """While memory is short, close the connection that holds most of the caller that holds most."""
-        while self._holding:
-            held: Counter[str] = Counter()
-            for connection in self._holding.values():
-                held[connection.lane.share] += connection.held_bytes
-            if held.total() <= self._headroom_bytes:
-                return
-            share, _ = held.most_common(1)[0]
-            its = (c for c in self._holding.values() if c.lane.share == share)
-            self._close_for("connections_closed_for_memory", max(its, key=lambda c: c.held_bytes))
+        held = Counter({connection: connection.held_bytes for connection in self._holding.values()})
+        excess_bytes = held.total() - self._headroom_bytes
+        if excess_bytes <= 0:
+            return
+        of_share: Counter[str] = Counter()
+        largest: dict[str, list[Connection]] = {}
+        for connection, held_bytes in reversed(held.most_common()):
+            of_share[connection.lane.share] += held_bytes
+            largest.setdefault(connection.lane.share, []).append(connection)
+        while excess_bytes > 0 and of_share:
+            share, _ = of_share.most_common(1)[0]
+            connection = largest[share].pop()
+            self._close_for("connections_closed_for_memory", connection)
             self._keep_out(share, now_ns)
+            excess_bytes -= held[connection]
+            of_share[share] -= held[connection]
+            if not largest[share]:
+                del of_share[share]
 
     def _look_at_all(self, now_ns: int) -> None:
         """Close what shakes hands, is silent or reads nothing for too long."""

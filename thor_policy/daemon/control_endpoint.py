@@ -84,12 +84,13 @@ class ControlEndpoint:
         *,
         identify: Callable[[Connection], Identity],
         snapshot: Snapshot,
+        counters: Counter[str],
     ) -> None:
         self._config = config
         self._snapshot = snapshot
         self._identify = identify
         self.connections = connections
-        self.counters: Counter[str] = Counter()
+        self.counters = counters
         self._relays = Relays(config.max_request_bytes, self.counters)
         self._limit = logs.Limit()
         self._ended = False

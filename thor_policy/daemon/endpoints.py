@@ -47,15 +47,17 @@ class Endpoints:
             headroom_bytes=headroom_bytes,
             counters=self._connection_counters,
         )
+        control_counters: Counter[str] = Counter()  # another thread's
         self._control = ControlEndpoint(
             config,
             Connections(
                 capacity=control_limit,
                 headroom_bytes=headroom_bytes // _CONTROL_PART,
-                counters=self._connection_counters,
+                counters=control_counters,
             ),
             identify=self._of_kernel,
             snapshot=snapshot,
+            counters=control_counters,
         )
         self._tcp: TcpListener | None = None
         self.closed = False
