@@ -212,6 +212,15 @@ class TestHandshake:
         with pytest.raises(Violation, match="does not open"):
             peer.feed(greeting(mechanism=b"CURVE") + peer.hello())
 
+    @pytest.mark.parametrize("at", range(8))
+    def test_with_another_name_or_version_ends(self, at: int) -> None:
+        """No box holds these bytes."""
+        peer = Peer()
+        hello = bytearray(peer.hello())
+        hello[2 + at] ^= 1
+        with pytest.raises(Violation, match="no HELLO"):
+            peer.feed(greeting(mechanism=b"CURVE") + bytes(hello))
+
     def test_with_a_key_of_zeros_ends(self) -> None:
         """Such a key gives the same secret with any other."""
         peer = Peer()

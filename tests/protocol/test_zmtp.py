@@ -63,6 +63,14 @@ class TestMessages:
         data = opened().encoded(message)
         assert messages_of(opened(Bounds(1_000, 16, 1_000, 0)), data) == [Incoming(message)]
 
+    @pytest.mark.parametrize(
+        ("size", "header"), [(0, b"\0\0"), (255, b"\0\xff"), (256, b"\2" + bytes(6) + b"\1\0")]
+    )
+    def test_have_a_long_length_only_where_a_short_one_does_not_hold_it(
+        self, size: int, header: bytes
+    ) -> None:
+        assert opened().encoded([bytes(size)]) == header + bytes(size)
+
     def test_of_a_real_client_come_and_go(self, short_dir: Path) -> None:
         messages = [
             [b"", b"x"],
@@ -139,6 +147,8 @@ class TestHandshake:
             greeting(mechanism=b"NULL\0X"),
             greeting(mechanism=b"CURVE", server=1),
             greeting() + frame(b"READY"),
+            greeting() + frame(b"\x05READY" + property_of(b"Socket-Type", b"DEALER")),
+            greeting() + frame(b"\x05READY" + property_of(b"Socket-Type", b"DEALER"), 1),
             greeting() + frame(b"", 1),
             greeting() + command(b"HELLO"),
             greeting() + command(b"ERROR", b"\x02no"),
@@ -156,6 +166,7 @@ class TestHandshake:
             opening() + frame(b"x", 8),
             opening() + frame(b"x", 0x80),
             opening() + frame(b"x", 5),
+            opening() + frame(b"\x04PING\0\0", 5),
             opening() + command(b""),
             opening() + command(b"PING", b"\0"),
             opening() + command(b"PING", b"\0\0" + bytes(17)),
