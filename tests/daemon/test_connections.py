@@ -245,6 +245,24 @@ class TestReplies:
         bare.serve_until(read_all)
         assert bare.received == [b"%d" % number for number in range(count)]
 
+    def test_are_not_written_again_until_the_kernel_takes_more(
+        self, bare: Bare, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each attempt copies all that waits, up to a megabyte."""
+        bare.answer = lambda _: None
+        bare.connect().sendall(opening() + frame(b"question"))
+        bare.serve_until(lambda: len(bare.received) == 1)
+        (sender,) = bare.senders
+        writes = []
+        flush = connection.Connection.flush
+        monkeypatch.setattr(
+            connection.Connection, "flush", lambda self, now_ns: writes.append(now_ns) or flush(self, now_ns)
+        )
+        for _ in range(100):
+            bare.connections.send(sender, [bytes(200_000)])
+            bare.serve()
+        assert len(writes) < 5
+
     def test_that_nobody_reads_for_long_end_the_connection(
         self, bare: Bare, monkeypatch: pytest.MonkeyPatch
     ) -> None:

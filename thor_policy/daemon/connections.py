@@ -286,7 +286,7 @@ class Connections:
             now_ns, unflushed = time.monotonic_ns(), self._unflushed
             self._unflushed = {}
             for connection in unflushed.values():
-                if not connection.closed:
+                if not connection.closed and not connection.is_stuck:  # the kernel says when it takes more
                     self._flush(connection, now_ns)
 
     def _flush(self, connection: Connection, now_ns: int) -> None:
