@@ -263,6 +263,23 @@ class TestReplies:
             bare.serve()
         assert len(writes) < 5
 
+    def test_that_are_not_read_leave_the_thread_asleep_whatever_more_arrives(self, bare: Bare) -> None:
+        bare.answer = lambda _: None
+        peer = bare.connect()
+        peer.sendall(opening() + frame(b"question"))
+        bare.serve_until(lambda: len(bare.received) == 1)
+        (sender,) = bare.senders
+        bare.connections.send(sender, [bytes(260_000)])
+        bare.serve()
+        assert sender.is_stuck
+        assert not sender.is_full
+        bare.connections.send(sender, [bytes(270_000)])  # more than may wait, while the kernel takes none
+        peer.sendall(frame(b"more"))
+        bare.serve()
+        assert sender.is_paused
+        assert bare.connections._epoll.poll(0) == []
+        assert not bare.connections._readable
+
     def test_that_nobody_reads_for_long_end_the_connection(
         self, bare: Bare, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -211,6 +211,7 @@ class Connections:
         if connection.is_full:  # until `_flush` has written some of it
             connection.is_paused = True
             self._readable.pop(connection.descriptor, None)
+            self._watch(connection)
             return None
         try:
             incoming = connection.message()
@@ -296,9 +297,13 @@ class Connections:
         if connection.is_paused and not connection.is_full:
             connection.is_paused = False
             self._readable[connection.descriptor] = connection
-        wanted = select.EPOLLIN
+        self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Let the kernel say what is wanted to be known of a connection now, and nothing else."""
+        wanted = 0 if connection.is_paused else select.EPOLLIN
         if connection.waiting_bytes:
-            wanted = select.EPOLLOUT if connection.is_full else select.EPOLLIN | select.EPOLLOUT
+            wanted |= select.EPOLLOUT
         if wanted != connection.events:
             connection.events = wanted
             self._epoll.modify(connection.descriptor, wanted)
