@@ -198,6 +198,8 @@ class Connections:
         """What the kernel says of a connection."""
         if events & select.EPOLLOUT:
             self._flush(connection, time.monotonic_ns())
+        if connection.closed:
+            return
         if events & select.EPOLLIN:
             connection.may_read = True
             self._readable[connection.descriptor] = connection
