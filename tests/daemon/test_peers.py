@@ -41,6 +41,7 @@ def peer(config: Config, kind: int, **options: Any) -> Iterator[zmq.Socket[bytes
     with zmq.Context() as context, context.socket(kind) as opened:
         opened.set(zmq.LINGER, 0)
         opened.set(zmq.RCVTIMEO, PATIENCE_MS)
+        opened.set(zmq.SNDTIMEO, PATIENCE_MS)
         for name, value in options.items():
             opened.set(getattr(zmq, name), value)
         opened.connect(config.endpoint)
